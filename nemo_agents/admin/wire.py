@@ -1,0 +1,279 @@
+"""JSON shapes of the admin API, shared by the gateway and its clients.
+
+Keys, teams (a fleet is a LiteLLM team) and models follow the LiteLLM Proxy wire format; dollars are JSON numbers
+there. What LiteLLM lacks lives under `/nemo/…`, where money is integer nanos and time integer microseconds since the
+epoch (UTC).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "AttemptRow",
+    "CallContent",
+    "CallRow",
+    "DeploymentRow",
+    "FleetStatus",
+    "KeyRow",
+    "LogPage",
+    "RoleStatus",
+    "RunDetail",
+    "RunPage",
+    "RunReport",
+    "RunRow",
+    "StepReport",
+    "StepRow",
+    "StoppedBy",
+    "TeamRow",
+]
+
+
+class KeyRow(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """One virtual key as `/key/info` and `/key/list` show it. `token` is the key's public id; the secret is never here."""
+
+    token: str
+    key_name: str
+    key_alias: str | None = None
+    team_id: str | None = None
+    models: list[str] = []
+    spend: float = 0.0
+    max_budget: float | None = None
+    budget_duration: str | None = None
+    budget_reset_at: str | None = None
+    rpm_limit: int | None = None
+    tpm_limit: int | None = None
+    max_parallel_requests: int | None = None
+    guardrails: list[str] | None = None
+    metadata: dict[str, Any] = {}
+    blocked: bool = False
+    expires: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    last_active: str | None = None
+    rotation_count: int = 0
+
+
+class TeamRow(msgspec.Struct, kw_only=True):
+    """One fleet as `/team/info` and `/team/list` show it."""
+
+    team_id: str
+    team_alias: str | None = None
+    models: list[str] = []
+    spend: float = 0.0
+    max_budget: float | None = None
+    budget_duration: str | None = None
+    budget_reset_at: str | None = None
+    rpm_limit: int | None = None
+    tpm_limit: int | None = None
+    metadata: dict[str, Any] = {}
+    blocked: bool = False
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+class DeploymentRow(msgspec.Struct, kw_only=True):
+    """One deployment of a model group as `/model/info` shows it: `litellm_params.model` is `provider/model`."""
+
+    model_name: str
+    litellm_params: dict[str, Any]
+    model_info: dict[str, Any]
+
+
+class StoppedBy(msgspec.Struct, kw_only=True, frozen=True):
+    """What ended a run: `kind` is `budget`, `rate`, `guardrail`, `max_calls`, `stopped`, `error` or `access`."""
+
+    kind: str
+    code: str
+    scope: str | None = None
+    limit: str | None = None
+    step: str | None = None
+    request_id: str | None = None
+    message: str = ""
+
+
+class StepReport(msgspec.Struct, kw_only=True, frozen=True):
+    """A step as the SDK saw it. `step` is the label that calls carry in `x-nemo-step`, unique in its run."""
+
+    step: str
+    parent: str | None = None
+    role: str | None = None
+    state: str = "running"  # running | ok | failed | stopped
+    started_us: int
+    ended_us: int | None = None
+    error: str | None = None
+
+
+class RunReport(msgspec.Struct, kw_only=True, frozen=True):
+    """What the SDK tells about a run, at its start and at its end; later reports replace earlier ones."""
+
+    name: str
+    state: str = "running"  # running | ok | failed | stopped
+    started_us: int
+    ended_us: int | None = None
+    error: str | None = None
+    stopped_by: StoppedBy | None = None
+    budget_nanos: int | None = None
+    max_calls: int | None = None
+    steps: list[StepReport] = []
+
+
+class RunRow(msgspec.Struct, kw_only=True):
+    """One run with sums over its calls."""
+
+    run_id: str
+    fleet: str | None
+    name: str
+    state: str  # running | ok | recovered | failed | stopped | lost
+    grouped: bool  # False: a call that carried no run id, shown as a run of one call
+    started_us: int
+    ended_us: int | None = None
+    stopped_by: StoppedBy | None = None
+    error: str | None = None
+    budget_nanos: int | None = None
+    max_calls: int | None = None
+    calls: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_nanos: int = 0
+    roles: list[str] = []
+    models: list[str] = []
+
+
+class StepRow(msgspec.Struct, kw_only=True):
+    """One step of a run with sums over its calls; `seq` is its order of appearance from 1."""
+
+    seq: int
+    step: str
+    parent: str | None
+    role: str | None
+    state: str
+    started_us: int
+    ended_us: int | None = None
+    error: str | None = None
+    calls: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_nanos: int = 0
+
+
+class AttemptRow(msgspec.Struct, kw_only=True):
+    """One attempt at one deployment."""
+
+    n: int
+    model: str
+    provider: str
+    reason: str  # first | retry | fallback
+    status: int | None = None
+    error: str | None = None
+    started_us: int
+    latency_us: int | None = None
+    held_nanos: int = 0
+    cost_nanos: int | None = None
+
+
+class CallRow(msgspec.Struct, kw_only=True):
+    """One record of the request log."""
+
+    request_id: str
+    run_id: str
+    seq: int  # order within the run, from 1
+    step: str | None
+    fleet: str | None
+    role: str | None
+    key_alias: str | None
+    key_id: str | None
+    endpoint: str
+    stream: bool
+    model_asked: str | None
+    model_served: str | None
+    provider: str | None
+    state: str  # open | ok | refused | failed | abandoned
+    status: int | None
+    code: str | None
+    error: str | None
+    limit: str | None
+    scope: str | None
+    started_us: int
+    latency_us: int | None
+    ttft_us: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost_nanos: int | None
+    held_nanos: int
+    usage_source: str | None  # provider | hold | none
+    finish_reason: str | None
+    attempts: int
+    guardrails: list[str]
+    attempt_rows: list[AttemptRow] = []
+
+
+class CallContent(msgspec.Struct, kw_only=True):
+    """What a call said: the prompt as sent (after guardrails), the parameters beside it, and the answer."""
+
+    request_id: str
+    prompt: list[Any] = []
+    params: dict[str, Any] = {}
+    answer: Any = None
+
+
+class RunDetail(msgspec.Struct, kw_only=True):
+    """A run, its steps in order of appearance, and its calls in order."""
+
+    run: RunRow
+    steps: list[StepRow]
+    calls: list[CallRow]
+
+
+class RunPage(msgspec.Struct, kw_only=True):
+    """A page of runs, newest first; `next` goes into `before` for the following page."""
+
+    runs: list[RunRow]
+    next: str | None = None
+
+
+class LogPage(msgspec.Struct, kw_only=True):
+    """A page of the request log, newest first; `next` goes into `before` for the following page."""
+
+    calls: list[CallRow]
+    next: str | None = None
+
+
+class RoleStatus(msgspec.Struct, kw_only=True):
+    """One role's key now."""
+
+    role: str
+    key_id: str
+    state: str  # active | blocked | expired
+    models: list[str]
+    spent_nanos: int
+    held_nanos: int
+    budget_nanos: int | None
+    period: str | None  # day | week | month | total
+    resets_at_us: int | None
+    alert_at: float | None
+    rpm: int | None
+    rpm_used: int
+    tpm: int | None
+    tpm_used: int
+    last_used_us: int | None
+    guardrails: list[str] = []
+
+
+class FleetStatus(msgspec.Struct, kw_only=True):
+    """A fleet and its roles now."""
+
+    fleet: str
+    spent_nanos: int
+    held_nanos: int
+    budget_nanos: int | None
+    period: str | None
+    resets_at_us: int | None
+    roles: list[RoleStatus]

@@ -1,0 +1,247 @@
+"""The protocol of a store: keys, ledger, request log and runs behind one door.
+
+The data plane calls four methods per request: `open_call` (awaits a committed intent row and hold), `next_attempt`
+for a fallback, `close_call` (queued; `flush` waits for it) and `log_refusal` (queued). Everything else serves the
+admin API and the viewer.
+
+Times are integer microseconds since the epoch (UTC), money is integer nanos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from nemo_agents.admin import wire
+from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.ledger import Balance, BudgetScope, Held, HoldRefused, RunCaps, RunRefused, Settlement
+from nemo_agents.policy.routing import Deployment
+
+__all__ = [
+    "AttemptEnd",
+    "AttemptStart",
+    "CallEnd",
+    "CallStart",
+    "FleetRecord",
+    "LogFilter",
+    "RecentUse",
+    "Store",
+    "StoreUnavailable",
+]
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - a condition, answered with 503
+    """The store cannot read or write now; nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetRecord:
+    """A fleet as the gateway keeps it (a LiteLLM team)."""
+
+    fleet: str
+    budget_nanos: int | None = None
+    budget_duration: str | None = None
+    alert_at: float | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    models: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    blocked: bool = False
+    created_us: int = 0
+    updated_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallStart:
+    """The intent: everything known about a call before it is sent."""
+
+    request_id: str
+    started_us: int
+    fleet: str | None
+    role: str | None
+    key_alias: str | None
+    key_id: str | None  # public id of the secret that was used
+    grant_id: str | None
+    run_id: str  # equals request_id when the client sent no run id
+    grouped: bool
+    run_name: str | None = None
+    caps: RunCaps = RunCaps()
+    step: str | None = None
+    parent_step: str | None = None
+    endpoint: str = ""
+    stream: bool = False
+    model_asked: str | None = None
+    guardrails: tuple[str, ...] = ()
+    prompt: tuple[bytes, ...] | None = None  # JSON of each message as sent; None when content is not kept
+    params: bytes | None = None  # JSON object of the other parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStart:
+    """One attempt with its hold. `scopes` is in the fixed order run, role, fleet."""
+
+    hold_id: str
+    n: int
+    model: str
+    provider: str
+    reason: Literal["first", "retry", "fallback"]
+    started_us: int
+    hold_nanos: int
+    scopes: tuple[BudgetScope, ...]
+    price_version: str | None
+    expires_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """How an attempt ended, and how its hold resolves."""
+
+    hold_id: str
+    n: int
+    ended_us: int
+    status: int | None
+    error: str | None
+    settlement: Settlement
+    usage_source: Literal["provider", "hold", "none"]
+    usage: dict[str, int] = field(default_factory=dict)  # as normalised by policy.pricing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnd:
+    """How a call ended. Token counts and cost are sums over its attempts; None where unknown."""
+
+    request_id: str
+    ended_us: int
+    state: Literal["ok", "refused", "failed", "abandoned"]
+    status: int
+    code: str | None = None
+    error: str | None = None
+    limit: str | None = None
+    scope: str | None = None
+    model_served: str | None = None
+    provider: str | None = None
+    ttft_us: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cost_nanos: int | None = None
+    usage_source: Literal["provider", "hold", "none"] = "none"
+    finish_reason: str | None = None
+    guardrails: tuple[str, ...] = ()
+    answer: bytes | None = None  # JSON of the answer message; None when content is not kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFilter:
+    """Conditions on the request log and the run list; absent ones do not restrict."""
+
+    fleet: str | None = None
+    role: str | None = None
+    model: str | None = None  # asked or served
+    status: int | None = None
+    code: str | None = None
+    run_id: str | None = None
+    state: str | None = None
+    since_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentUse:
+    """One request of the last minute, to rebuild the rate windows after a restart."""
+
+    grant_id: str
+    fleet: str | None
+    at_us: int
+    tokens: int
+
+
+class Store(Protocol):
+    """What the gateway needs of a store."""
+
+    async def start(self) -> None:
+        """Open the store and bring its schema up to date. Raises SettingsError when it cannot be used as it is."""
+
+    async def close(self) -> None:
+        """Write what is queued, then let go."""
+
+    async def flush(self) -> None:
+        """Return when everything queued so far is committed."""
+
+    # --- data plane ---------------------------------------------------------------------------------------------
+    async def open_call(self, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
+        """Commit the intent row and the hold, or neither. On a refusal nothing is written; log it with `log_refusal`."""
+
+    async def next_attempt(self, request_id: str, ended: AttemptEnd, attempt: AttemptStart) -> Held | HoldRefused:
+        """Resolve the hold of the attempt that failed, and hold for the next in the same transaction."""
+
+    def close_call(self, end: CallEnd, attempt: AttemptEnd | None) -> None:
+        """Queue the end of a call: resolve its last hold and write its record. `attempt` None: already resolved."""
+
+    def log_refusal(self, call: CallStart, end: CallEnd) -> None:
+        """Queue the record of a call that was refused before it was sent. A refusal for a budget or limit marks a grouped run as stopped."""
+
+    async def sweep(self, now_us: int) -> int:
+        """Expire open holds past their time (post at the hold); return how many."""
+
+    async def recent_use(self, since_us: int) -> Sequence[RecentUse]:
+        """Return the admitted requests since then, oldest first."""
+
+    # --- keys, fleets, deployments ------------------------------------------------------------------------------
+    async def grants(self) -> Sequence[Grant]:
+        """Return every grant with its secrets, revoked ones included."""
+
+    async def put_grant(self, grant: Grant) -> None:
+        """Insert or replace a grant and its secrets. A secret that is not in `grant.secrets` is removed."""
+
+    async def fleets(self) -> Sequence[FleetRecord]:
+        """Return every fleet."""
+
+    async def put_fleet(self, fleet: FleetRecord) -> None:
+        """Insert or replace a fleet."""
+
+    async def delete_fleet(self, fleet: str) -> bool:
+        """Remove a fleet's record (its history stays); say whether there was one."""
+
+    async def deployments(self) -> Sequence[Deployment]:
+        """Return every deployment."""
+
+    async def put_deployment(self, deployment: Deployment) -> None:
+        """Insert or replace a deployment."""
+
+    async def delete_deployment(self, deployment_id: str) -> bool:
+        """Remove a deployment; say whether there was one."""
+
+    # --- ledger reads -------------------------------------------------------------------------------------------
+    async def balances(self, scopes: Sequence[BudgetScope]) -> Sequence[Balance]:
+        """Return the balance of each scope, zero where nothing was ever held."""
+
+    async def spent_total(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
+        """Return nanos posted over all periods, by scope id."""
+
+    async def verify_ledger(self) -> Sequence[str]:
+        """Recompute every balance from the entries; return one sentence per thing that does not add up."""
+
+    # --- runs and the request log -------------------------------------------------------------------------------
+    async def report_run(self, fleet: str, run_id: str, report: wire.RunReport) -> None:
+        """Insert or update what the SDK tells about a run and its steps. Sums come from calls alone."""
+
+    async def stop_run(self, fleet: str | None, run_id: str, now_us: int) -> bool:
+        """Refuse every further call of a run; say whether there is such a run."""
+
+    async def runs(self, where: LogFilter, *, before: str | None, limit: int) -> wire.RunPage:
+        """Return a page of runs, newest first."""
+
+    async def run(self, run_id: str, *, fleet: str | None) -> wire.RunDetail | None:
+        """Return one run by id, by a prefix of six or more characters that only it has, or `last` (newest grouped run)."""
+
+    async def calls(self, where: LogFilter, *, before: str | None, limit: int) -> wire.LogPage:
+        """Return a page of the request log, newest first."""
+
+    async def call(self, request_id: str) -> wire.CallRow | None:
+        """Return one record of the request log with its attempts."""
+
+    async def contents(self, request_ids: Sequence[str]) -> dict[str, wire.CallContent]:
+        """Return what these calls said, where content was kept."""
+
+
