@@ -1,0 +1,59 @@
+"""What every test shares: on a continuous integration machine nothing is skipped that is not listed here."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+# Regular expressions, searched in the reason of a skip: what may be skipped even there, each with why.
+ALLOWED_SKIPS: tuple[str, ...] = ()
+
+
+def is_allowed(reason: str, allowed: tuple[str, ...] = ALLOWED_SKIPS) -> bool:
+    """Return whether a test may be skipped for this reason on a continuous integration machine."""
+    return any(re.search(pattern, reason) for pattern in allowed)
+
+
+class _SkipPolicy:
+    """Collects the skips of a session and fails it for those that nobody allowed.
+
+    With pytest-xdist it acts in the main process alone, which receives the reports of all workers.
+    """
+
+    def __init__(self) -> None:
+        self.unexpected: dict[str, str] = {}
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        detail = report.longrepr
+        reason = detail[2] if isinstance(detail, tuple) else str(detail)
+        reason = reason.removeprefix("Skipped: ")
+        if not is_allowed(reason):
+            self.unexpected[report.nodeid] = reason
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.unexpected and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.unexpected:
+            terminalreporter.section("skipped against the rule (CI is set)", red=True)
+            for nodeid, reason in sorted(self.unexpected.items()):
+                terminalreporter.write_line(f"{nodeid}: {reason}")
+            terminalreporter.write_line("Provide what is missing, or allow the reason in tests/conftest.py.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch for skips when the environment says CI, in the process that sees every report."""
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_SkipPolicy(), "nemo-skip-policy")
