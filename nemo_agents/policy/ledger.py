@@ -56,7 +56,7 @@ class RunCaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The hold is committed. `balances` are the scopes after it, in the order asked; `seq` is the call's number in its run."""
+    """The hold is committed. `balances` are the scopes after it, in the order asked; `seq` is its number in the run."""
 
     balances: tuple[Balance, ...]
     seq: int
@@ -81,7 +81,7 @@ class RunRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """How a hold resolves: `post` (what it cost, which may exceed the hold: truth first), `void` (0) or `expire` (the hold)."""
+    """How a hold resolves: `post` what it cost (even beyond the hold: truth first), `void` 0, or `expire` the hold."""
 
     kind: Literal["post", "void", "expire"]
     amount_nanos: int

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
-__all__ = ["Deployment"]
+from nemo_agents.errors import Code
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = ["SANDBOX", "Deployment", "Target", "allowed", "fallback_on", "resolve"]
+
+SANDBOX: Final = "sandbox"
+"""The built-in provider that needs no credentials; `sandbox/<model>` addresses it."""
+
+_NO_KEYS: Final[Mapping[str, str]] = {}
+_NEXT_MAY_SUCCEED: Final = frozenset({408, 409, 429})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One deployment of a model group. `fleet` is None for a group of every fleet; lower `order` is tried first."""
+    """One deployment of a model group; `fleet` None: a group of every fleet. Lower `order` is tried first."""
 
     deployment_id: str
     fleet: str | None
@@ -17,3 +28,154 @@ class Deployment:
     model: str  # provider/model
     order: int = 0
     weight: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One place to send a request to, in the provider's own name for the model.
+
+    For the sandbox as stand-in `model` is `provider/model`, what it stands for. `deployment_id` is None for a
+    model that was named directly.
+    """
+
+    provider: str
+    model: str
+    deployment_id: str | None
+    reason: Literal["first", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Why a name leads nowhere, as a sentence."""
+
+    why: str
+
+
+def resolve(
+    asked: str,
+    *,
+    groups: Mapping[str, Sequence[Deployment]],
+    provider_of: Callable[[str], str | None],
+    available: frozenset[str],
+    stand_in: str | None,
+    key_env_of: Mapping[str, str] = _NO_KEYS,
+) -> tuple[Target, ...] | Refusal:
+    """Return where a request may go, in the order to try; a refusal when there is no such place.
+
+    `asked` is a model group, `provider/model`, or a model's bare name whose provider `provider_of` knows.
+    `available` are the providers that can be called. A provider that is not is replaced by `stand_in` (the
+    sandbox) where there is one, else skipped. `key_env_of` names the environment variable of a provider's
+    key, for the message alone.
+    """
+    deployments = groups.get(asked)
+    if deployments is None:
+        wanted: list[tuple[str, str | None]] = [(asked, None)]
+    else:
+        ordered = sorted(deployments, key=lambda deployment: deployment.order)
+        wanted = [(deployment.model, deployment.deployment_id) for deployment in ordered]
+    targets: list[Target] = []
+    missing: list[str] = []
+    for model, deployment_id in wanted:
+        place = _place(model, provider_of, available, stand_in, key_env_of)
+        if isinstance(place, _Missing):
+            missing.append(place.why)
+        else:
+            provider, name = place
+            targets.append(
+                Target(
+                    provider=provider,
+                    model=name,
+                    deployment_id=deployment_id,
+                    reason="fallback" if targets else "first",
+                )
+            )
+    return tuple(targets) or _not_found(asked, missing, group=deployments is not None)
+
+
+def _place(
+    model: str,
+    provider_of: Callable[[str], str | None],
+    available: frozenset[str],
+    stand_in: str | None,
+    key_env_of: Mapping[str, str],
+) -> tuple[str, str] | _Missing:
+    provider, slash, name = model.partition("/")
+    if not slash:
+        known = provider_of(model)
+        if known is None:
+            return _Missing(f"no model group and no known model has the name {_shown(model)}")
+        provider, name = known, model
+    if not name or not provider:
+        return _Missing(f"{_shown(model)} is not of the form provider/model")
+    if provider in available:
+        return provider, name
+    if stand_in is not None:
+        return stand_in, name if provider == stand_in else f"{provider}/{name}"
+    if provider in key_env_of:
+        return _Missing(f"provider {provider} has no credentials: set {key_env_of[provider]}")
+    return _Missing(
+        f"provider {_shown(provider)} is not configured: add [providers.{_shown(provider)}] with its "
+        f"base_url to the gateway's configuration"
+    )
+
+
+def _not_found(asked: str, missing: Sequence[str], *, group: bool) -> Refusal:
+    shown = _shown(asked)
+    reasons = "; ".join(dict.fromkeys(missing))
+    if not group:
+        message = f"The model {shown} cannot be served: {reasons}."
+    elif missing:
+        message = f"No deployment of the model group {shown} can be used: {reasons}."
+    else:
+        message = f"The model group {shown} has no deployments. Add one and provision again."
+    return Refusal(status=404, code=Code.MODEL_NOT_FOUND, message=message, param="model")
+
+
+def _shown(name: str) -> str:
+    """Return a name from a request as an error may repeat it: printable and not long."""
+    text = "".join(character if character.isprintable() else "?" for character in name[:100])
+    return text if len(name) <= 100 else text + "…"
+
+
+def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str], str | None] | None = None) -> bool:
+    """Say whether a model or group may be asked for; an empty list allows every one, as LiteLLM's does.
+
+    An entry is an exact name, the same model with or without its provider, or a beginning followed by `*`.
+    With `provider_of` a bare name is taken for the model of the provider that it is going to, so that it
+    matches `provider/*`, and does not match the same name at another provider.
+    """
+    if not allow_list:
+        return True
+    if not asked:
+        return False
+    names = [asked]
+    provider, slash, bare = asked.partition("/")
+    if slash and provider and bare:
+        names.append(bare)
+    elif provider_of is not None and (known := provider_of(asked)) is not None:
+        names.append(f"{known}/{asked}")
+    return any(_matches(names, entry, strict=provider_of is not None) for entry in allow_list)
+
+
+def _matches(names: Sequence[str], entry: str, *, strict: bool) -> bool:
+    """`names` is what was asked for, then the same model named otherwise: with its provider, or without."""
+    if entry == "*":
+        return True
+    if entry.endswith("*"):
+        return any(name.startswith(entry[:-1]) for name in names)
+    if entry in names:
+        return True
+    _, slash, model = entry.partition("/")
+    return not strict and bool(slash) and model == names[0] and "/" not in model
+
+
+def fallback_on(status: int | None, *, visible_output: bool = False) -> bool:
+    """Say whether an attempt that ended so may be followed by one at the next target.
+
+    `status` is the provider's HTTP status, None when there was none: not connected, or timed out. Once the
+    client has seen any output, never. A 400, 401, 403 or 404 is about the request or its credentials, and
+    says the same thing everywhere or hides a mistake in the configuration.
+    """
+    if visible_output:
+        return False
+    return status is None or status in _NEXT_MAY_SUCCEED or status >= 500

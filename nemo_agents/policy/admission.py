@@ -1,0 +1,165 @@
+"""The decisions of admission that need nothing but the request and the grant.
+
+The order in which the gateway asks (docs/explanation/architecture.md): declared size, key, blocked/expired/revoked,
+body and shape, model allowed, tools allowed, RPM, input guardrails, TPM, budget hold, send. Windows and
+ledger keep state and live elsewhere; what is here is a function of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nemo_agents.errors import Code
+from nemo_agents.money import format_nanos
+from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = [
+    "CHAT",
+    "EMBEDDINGS",
+    "ENDPOINTS",
+    "Endpoint",
+    "budget_refusal",
+    "check_shape",
+    "check_tools",
+    "past_alert",
+    "run_refusal",
+]
+
+HELD_RETRY_MS = 1_000
+_MAX_MESSAGES = 10_000
+_MAX_TOOLS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One endpoint of the data plane: its path, the path below a provider's base URL, and what a body must hold."""
+
+    path: str
+    upstream_path: str
+    kind: Literal["chat", "embeddings"]
+
+
+CHAT = Endpoint(path="/v1/chat/completions", upstream_path="/chat/completions", kind="chat")
+EMBEDDINGS = Endpoint(path="/v1/embeddings", upstream_path="/embeddings", kind="embeddings")
+ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, EMBEDDINGS)}
+
+
+def check_shape(body: object, endpoint: Endpoint) -> Refusal | None:
+    """Refuse a body that cannot be a request to this endpoint; unknown fields are none of our business."""
+    if not isinstance(body, dict):
+        return _bad("The body must be a JSON object.", None)
+    model = body.get("model")
+    if not isinstance(model, str) or not model or len(model) > 256:
+        return _bad("`model` must be the name of a model or a model group.", "model")
+    if endpoint.kind == "embeddings":
+        return None if body.get("input") not in (None, "", []) else _bad("`input` must not be empty.", "input")
+    return _check_chat(body)
+
+
+def _check_chat(body: Mapping[str, Any]) -> Refusal | None:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return _bad("`messages` must be a list of at least one message.", "messages")
+    if len(messages) > _MAX_MESSAGES:
+        return _bad(f"`messages` holds more than {_MAX_MESSAGES}.", "messages")
+    if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
+        return _bad("Each of `messages` must be an object with a `role`.", "messages")
+    if not isinstance(body.get("stream", False), bool | None):
+        return _bad("`stream` must be true or false.", "stream")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        return _bad("`stream_options` must be an object.", "stream_options")
+    tools = body.get("tools")
+    if tools is not None and (not isinstance(tools, list) or len(tools) > _MAX_TOOLS):
+        return _bad(f"`tools` must be a list of at most {_MAX_TOOLS}.", "tools")
+    return None
+
+
+def check_tools(body: Mapping[str, Any], grant: Grant) -> Refusal | None:
+    """Refuse tools that the role does not declare; a role without a tool list may offer any."""
+    if grant.tools is None:
+        return None
+    for tool in body.get("tools") or ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in grant.tools:
+            allowed = ", ".join(grant.tools) or "none"
+            return Refusal(
+                status=403,
+                code=Code.TOOL_NOT_ALLOWED,
+                message=f"Role {grant.role or grant.alias} may not offer the tool {name!r}; it declares: {allowed}.",
+                param="tools",
+                scope="role",
+                limit="tools",
+            )
+    return None
+
+
+def budget_refusal(refused: HoldRefused) -> Refusal:
+    """Say why a hold did not fit, and what to do: raise, wait for the reset, or ask for less."""
+    balance, needed = refused.balance, refused.needed_nanos
+    limit = balance.scope.limit_nanos or 0
+    scope, money = balance.scope.kind, format_nanos
+    facts = f"spent {money(balance.posted_nanos)}, held {money(balance.held_nanos)} of {money(limit)}"
+    if needed > limit:
+        return Refusal(
+            status=402,
+            code=Code.REQUEST_EXCEEDS_BUDGET,
+            message=(
+                f"This request alone may cost up to {money(needed)}, more than the {scope}'s whole budget ({facts}). "
+                "Lower max_tokens, shorten the prompt, or raise the budget."
+            ),
+            scope=scope,
+            limit="budget",
+        )
+    if balance.posted_nanos + needed <= limit:
+        return Refusal(
+            status=402,
+            code=Code.BUDGET_HELD,
+            message=(
+                f"Calls in flight hold the rest of the {scope}'s budget ({facts}; needed {money(needed)}). "
+                "Try again shortly."
+            ),
+            scope=scope,
+            limit="budget",
+            retry_after_ms=HELD_RETRY_MS,
+        )
+    return Refusal(
+        status=402,
+        code=Code.BUDGET_EXHAUSTED,
+        message=(
+            f"The {scope}'s budget does not allow this call ({facts}; it may cost up to {money(needed)}). "
+            + ("Raise it, or wait for its reset." if balance.scope.resets_at_us else "Raise it to go on.")
+        ),
+        scope=scope,
+        limit="budget",
+        resets_at_us=balance.scope.resets_at_us,
+    )
+
+
+def run_refusal(refused: RunRefused) -> Refusal:
+    """Say why the run takes no further call."""
+    if refused.why == "max_calls":
+        message, limit = f"This run has used all of its {refused.max_calls} calls.", "max_calls"
+    else:
+        message, limit = "This run was stopped. Start a new run to go on.", "stopped"
+    return Refusal(status=403, code=Code.RUN_STOPPED, message=message, scope="run", limit=limit)
+
+
+def past_alert(balances: Sequence[Balance], alert_at: Mapping[str, float | None]) -> str | None:
+    """Name the budgets that are past their alert threshold, as `role 83%, fleet 91%`; None when none is."""
+    warned = []
+    for balance in balances:
+        limit, threshold = balance.scope.limit_nanos, alert_at.get(balance.scope.kind)
+        used = balance.posted_nanos + balance.held_nanos
+        if limit and threshold is not None and used >= threshold * limit:
+            warned.append(f"{balance.scope.kind} {used * 100 // limit}%")
+    return ", ".join(warned) or None
+
+
+def _bad(message: str, param: str | None) -> Refusal:
+    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)

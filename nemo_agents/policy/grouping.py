@@ -1,0 +1,105 @@
+"""Which run and step a call belongs to, read from its headers and body.
+
+Precedence: `x-nemo-run-id`, then other products' session headers, then the body's session fields, then W3C
+`traceparent`; a call with none of them is a run of its own. The role comes from the key alone, never from here, and a
+run id is scoped to the key's fleet, so a stranger cannot join a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from nemo_agents.admin import headers as h
+from nemo_agents.errors import Code
+from nemo_agents.money import parse_dollars
+from nemo_agents.policy.ledger import RunCaps
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = ["RunRef", "run_of"]
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
+_LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_MAX_CALLS = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """The run and step of a call. `run_id` is None for a call without any grouping."""
+
+    run_id: str | None
+    name: str | None = None
+    step: str | None = None
+    parent_step: str | None = None
+    caps: RunCaps = RunCaps()
+
+
+def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refusal:
+    """Read the grouping of a call. Headers have lower-case names; an invalid one is refused with 400, not ignored."""
+    run_id = _first_run_id(headers, body)
+    if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
+        return _bad(
+            h.RUN_ID, "a run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -, starting with a letter or digit"
+        )
+    labels: dict[str, str | None] = {}
+    for header in (h.RUN_NAME, h.STEP, h.PARENT_STEP):
+        text = unquote(headers[header]) if header in headers else None
+        if text is not None and _LABEL.fullmatch(text) is None:
+            return _bad(header, "a label is 1 to 200 printable characters (percent-encode what a header cannot carry)")
+        labels[header] = text
+    caps = _caps(headers)
+    if isinstance(caps, Refusal):
+        return caps
+    if run_id is None and (labels[h.STEP] or caps != RunCaps()):
+        return _bad(h.RUN_ID, "a step or a run's caps need a run id; send x-nemo-run-id as well")
+    return RunRef(
+        run_id=run_id,
+        name=labels[h.RUN_NAME],
+        step=labels[h.STEP],
+        parent_step=labels[h.PARENT_STEP],
+        caps=caps,
+    )
+
+
+def _first_run_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+    for header in (h.RUN_ID, *h.RUN_ALIASES):
+        if headers.get(header):
+            return headers[header]
+    for header, value in headers.items():
+        if value and _VENDOR_SESSION.fullmatch(header):
+            return value
+    metadata = body.get("metadata")
+    in_body: tuple[object, ...] = (
+        body.get("litellm_session_id"),
+        body.get("litellm_trace_id"),
+        metadata.get("session_id") if isinstance(metadata, dict) else None,
+        body.get("session_id"),
+    )
+    for named in in_body:
+        if isinstance(named, str) and named:
+            return named
+    match = _TRACEPARENT.fullmatch(headers.get(h.TRACEPARENT, ""))
+    return match[1] if match else None
+
+
+def _caps(headers: Mapping[str, str]) -> RunCaps | Refusal:
+    budget_nanos = max_calls = None
+    if h.RUN_BUDGET in headers:
+        try:
+            budget_nanos = parse_dollars(headers[h.RUN_BUDGET])
+        except ValueError as error:
+            return _bad(h.RUN_BUDGET, f"a run's budget is an amount in dollars such as 0.50 ({error})")
+    if h.RUN_MAX_CALLS in headers:
+        if _MAX_CALLS.fullmatch(headers[h.RUN_MAX_CALLS]) is None:
+            return _bad(h.RUN_MAX_CALLS, "a run's call cap is a whole number of at least 1")
+        max_calls = int(headers[h.RUN_MAX_CALLS])
+    return RunCaps(budget_nanos=budget_nanos, max_calls=max_calls)
+
+
+def _bad(param: str, what: str) -> Refusal:
+    return Refusal(status=400, code=Code.INVALID_REQUEST, message=f"{param}: {what}.", param=param)

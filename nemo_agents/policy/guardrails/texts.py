@@ -1,0 +1,247 @@
+"""Every text of a request that a model would read, visited in order and rewritten in a copy.
+
+Understood: chat completions (`messages`, `tools`, `response_format`), embeddings and responses (`input`,
+`instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks).
+What is unknown inside a content part is visited as text; images, audio and other base64 data are not text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+__all__ = ["Source", "TooDeepError", "Visit", "rewrite"]
+
+
+class Source(StrEnum):
+    """Who wrote a text."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+    DEFINITION = "definition"  # descriptions of tools and schemas
+    INPUT = "input"  # embeddings input, completions prompt
+
+
+Visit = Callable[[str, Source], str]
+
+
+class TooDeepError(ValueError):
+    """A body nested deeper than anything that a client sends on purpose."""
+
+
+_DEPTH_MAX: Final = 64
+_ROLES: Final = {
+    "system": Source.SYSTEM,
+    "developer": Source.SYSTEM,
+    "user": Source.USER,
+    "assistant": Source.ASSISTANT,
+    "model": Source.ASSISTANT,
+    "tool": Source.TOOL,
+    "function": Source.TOOL,
+}
+_BINARY_PARTS: Final = frozenset({"image_url", "image", "input_image", "input_audio", "video_url", "audio"})
+_NOT_TEXT: Final = frozenset(
+    {
+        "cache_control",
+        "call_id",
+        "detail",
+        "encrypted_content",
+        "file_data",
+        "file_id",
+        "id",
+        "media_type",
+        "name",
+        "role",
+        "signature",
+        "status",
+        "tool_call_id",
+        "tool_use_id",
+        "type",
+    }
+)
+_DATA_URL: Final = re.compile(r"data:[\w/+.;=-]{0,200};base64,[A-Za-z0-9+/=_\s-]*")
+
+
+def rewrite(body: dict[str, Any], visit: Visit) -> dict[str, Any]:
+    """Return the body with every text replaced by what `visit` gives; the same object when none changed.
+
+    Raises TooDeepError for a body nested deeper than 64 levels, which no walk can promise to have read.
+    """
+    changes = {}
+    for key, value in body.items():
+        walk = _FIELDS.get(key)
+        if walk is not None and (new := walk(value, visit)) is not value:
+            changes[key] = new
+    return {**body, **changes} if changes else body
+
+
+def _messages(value: Any, visit: Visit) -> Any:
+    if isinstance(value, str):
+        return _text(value, visit, Source.USER)
+    return _each(value, lambda item: _message(item, visit))
+
+
+def _message(message: Any, visit: Visit) -> Any:
+    if isinstance(message, str):
+        return _text(message, visit, Source.INPUT)
+    if not isinstance(message, dict):
+        return message
+    role = message.get("role")
+    source = _ROLES.get(role, Source.USER) if isinstance(role, str) else Source.USER
+
+    def one(key: str, value: Any) -> Any:
+        match key:
+            case "content" | "refusal" | "reasoning_content" | "text":
+                return _content(value, visit, source, 0)
+            case "output":  # a tool's result in the Responses API
+                return _content(value, visit, Source.TOOL, 0)
+            case "summary":
+                return _content(value, visit, Source.ASSISTANT, 0)
+            case "tool_calls":
+                return _each(value, lambda call: _tool_call(call, visit))
+            case "function_call":
+                return _arguments_of(value, visit)
+            case "arguments" | "input":  # a tool call as an item of the Responses API
+                return _json_text(value, visit) if isinstance(value, str) else value
+            case _:
+                return value
+
+    return _each_field(message, one)
+
+
+def _tool_call(call: Any, visit: Visit) -> Any:
+    if not isinstance(call, dict):
+        return call
+
+    def one(key: str, value: Any) -> Any:
+        if key == "function":
+            return _arguments_of(value, visit)
+        if key == "custom" and isinstance(value, dict):
+            return _each_field(value, lambda k, v: _content(v, visit, Source.ASSISTANT, 0) if k == "input" else v)
+        return value
+
+    return _each_field(call, one)
+
+
+def _arguments_of(function: Any, visit: Visit) -> Any:
+    if not isinstance(function, dict):
+        return function
+    return _each_field(
+        function,
+        lambda key, value: _json_text(value, visit) if key == "arguments" and isinstance(value, str) else value,
+    )
+
+
+def _json_text(text: str, visit: Visit) -> str:
+    """Visit the strings, keys and numbers inside JSON text, so that what comes out is JSON again."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _text(text, visit, Source.ASSISTANT)
+    new = _json_value(value, visit, 0)
+    return text if new is value else json.dumps(new, ensure_ascii=False)
+
+
+def _json_value(value: Any, visit: Visit, depth: int) -> Any:
+    _check_depth(depth)
+    match value:
+        case str():
+            return _text(value, visit, Source.ASSISTANT)
+        case bool() | None:
+            return value
+        case int() | float():  # a card number without quotes is still a card number
+            plain = str(value)
+            new = visit(plain, Source.ASSISTANT)
+            return value if new == plain else new
+        case list():
+            return _each(value, lambda item: _json_value(item, visit, depth + 1))
+        case dict():
+            pairs = [
+                (key, _text(key, visit, Source.ASSISTANT), item, _json_value(item, visit, depth + 1))
+                for key, item in value.items()
+            ]
+            if all(old_key == key and old is new for old_key, key, old, new in pairs):
+                return value
+            return {key: new for _, key, _, new in pairs}
+        case _:
+            return value
+
+
+def _content(value: Any, visit: Visit, source: Source, depth: int) -> Any:
+    _check_depth(depth)
+    if isinstance(value, str):
+        return _text(value, visit, source)
+    if isinstance(value, list):
+        return _each(value, lambda item: _content(item, visit, source, depth + 1))
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type")
+    if kind == "base64" or (isinstance(kind, str) and kind in _BINARY_PARTS):
+        return value
+    inner = Source.TOOL if kind == "tool_result" else source
+    return _each_field(value, lambda key, item: item if key in _NOT_TEXT else _content(item, visit, inner, depth + 1))
+
+
+def _descriptions(value: Any, visit: Visit, depth: int = 0) -> Any:
+    _check_depth(depth)
+    if isinstance(value, list):
+        return _each(value, lambda item: _descriptions(item, visit, depth + 1))
+    if not isinstance(value, dict):
+        return value
+
+    def one(key: str, item: Any) -> Any:
+        if key == "description" and isinstance(item, str):
+            return _text(item, visit, Source.DEFINITION)
+        return _descriptions(item, visit, depth + 1)
+
+    return _each_field(value, one)
+
+
+def _text(text: str, visit: Visit, source: Source) -> str:
+    if text.startswith("data:") and _DATA_URL.fullmatch(text):
+        return text
+    new = visit(text, source)
+    return text if new == text else new
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Map over a list; the same list when nothing changed, the value itself when it is no list."""
+    if not isinstance(value, list):
+        return value
+    new = [change(item) for item in value]
+    return value if all(a is b for a, b in zip(value, new, strict=True)) else new
+
+
+def _each_field(value: dict[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
+    new = {key: change(key, item) for key, item in value.items()}
+    return value if all(new[key] is item for key, item in value.items()) else new
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEPTH_MAX:
+        raise TooDeepError(f"nested deeper than {_DEPTH_MAX} levels")
+
+
+def _as(source: Source) -> Callable[[Any, Visit], Any]:
+    return lambda value, visit: _content(value, visit, source, 0)
+
+
+_FIELDS: Final[Mapping[str, Callable[[Any, Visit], Any]]] = {
+    "messages": _messages,
+    "input": lambda value, visit: (
+        _text(value, visit, Source.INPUT) if isinstance(value, str) else _messages(value, visit)
+    ),
+    "prompt": _as(Source.INPUT),
+    "suffix": _as(Source.INPUT),
+    "system": _as(Source.SYSTEM),
+    "instructions": _as(Source.SYSTEM),
+    "prediction": _as(Source.ASSISTANT),
+    "tools": _descriptions,
+    "functions": _descriptions,
+    "response_format": _descriptions,
+}

@@ -1,0 +1,114 @@
+"""Budget periods: computed from the clock, never reset by a job.
+
+A period has an id that later periods follow, the instant it starts and the instant the next one starts. Days,
+weeks (ISO 8601, from Monday) and months follow the calendar of a time zone, exactly over changes of its
+offset; other durations are counted from the epoch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from types import MappingProxyType
+from typing import Final
+
+__all__ = ["DURATION_OF", "Period", "period_at", "period_name"]
+
+DURATION_OF: Final = MappingProxyType({"day": "1d", "week": "7d", "month": "1mo", "total": None})
+"""The duration text (LiteLLM's `budget_duration`) of each period name of a declaration."""
+
+_NAME_OF: Final = {None: "total", "1d": "day", "7d": "week", "1mo": "month", "30d": "month"}
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """One period. It contains `starts_us` and ends just before `resets_us` (microseconds since the epoch)."""
+
+    id: str
+    starts_us: int
+    resets_us: int | None
+
+
+def period_at(duration: str | None, now_us: int, *, tz: tzinfo = UTC) -> Period:
+    """Return the period that contains `now_us` (microseconds since the epoch).
+
+    `duration` is LiteLLM's text: `1d` gives `2026-11-24`, `7d` gives `2026-W48`, `1mo` and `30d` give
+    `2026-11`; None never ends and is `total`. Any other `<n>s`, `<n>m`, `<n>h` or `<n>d` is aligned to the
+    epoch, whatever `tz`. Raises ValueError for other texts.
+    """
+    name = period_name(duration)
+    if name == "total":
+        return Period(id="total", starts_us=0, resets_us=None)
+    if name not in DURATION_OF:
+        return _aligned(name, now_us)
+    first, following, name_id = _CALENDAR[name]
+    starts = first((_EPOCH + now_us * _MICROSECOND).astimezone(tz).date())
+    starts_us, resets_us = _midnight_us(starts, tz), _midnight_us(following(starts), tz)
+    # Where a clock is set back over midnight, a local date comes twice; the instants decide.
+    while now_us < starts_us:
+        starts = first(starts - timedelta(days=1))
+        starts_us, resets_us = _midnight_us(starts, tz), starts_us
+    while now_us >= resets_us:
+        starts = following(starts)
+        starts_us, resets_us = resets_us, _midnight_us(following(starts), tz)
+    return Period(id=name_id(starts), starts_us=starts_us, resets_us=resets_us)
+
+
+def period_name(duration: str | None) -> str:
+    """Return `day`, `week`, `month`, `total`, or another duration as it is. Raises ValueError for others."""
+    name = _NAME_OF.get(duration)
+    if name is not None:
+        return name
+    if not isinstance(duration, str) or _DURATION.fullmatch(duration) is None:
+        raise ValueError(f"not a budget duration: {duration!r}. Use 1d, 7d, 1mo, or a number followed by s, m, h or d.")
+    return duration
+
+
+def _aligned(duration: str, now_us: int) -> Period:
+    length_us = int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000_000
+    starts_us = now_us - now_us % length_us
+    at = (_EPOCH + starts_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Period(id=f"{duration}@{at}", starts_us=starts_us, resets_us=starts_us + length_us)
+
+
+def _midnight_us(day: date, tz: tzinfo) -> int:
+    """Return the instant at which a local date begins, also where its midnight or all of it is skipped."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=tz)
+    at_us = (midnight - _EPOCH) // _MICROSECOND
+    if _local(at_us, tz).replace(tzinfo=None) == midnight.replace(tzinfo=None):
+        return at_us
+    # The clock skipped midnight. The jump lies between the two readings of it (PEP 495); find the jump.
+    before_us = (midnight.replace(fold=1) - _EPOCH) // _MICROSECOND - 1
+    while at_us - before_us > 1:
+        middle_us = (before_us + at_us) // 2
+        if _local(middle_us, tz).date() < day:
+            before_us = middle_us
+        else:
+            at_us = middle_us
+    return at_us
+
+
+def _local(at_us: int, tz: tzinfo) -> datetime:
+    return (_EPOCH + at_us * _MICROSECOND).astimezone(tz)
+
+
+def _monday(day: date) -> date:
+    return day - timedelta(days=day.weekday())
+
+
+def _next_month(day: date) -> date:
+    return (day.replace(day=28) + timedelta(days=4)).replace(day=1)
+
+
+# The first date of the period of a date, the first date of the next one, and the id.
+_CALENDAR: Final[dict[str, tuple[Callable[[date], date], Callable[[date], date], Callable[[date], str]]]] = {
+    "day": (lambda day: day, lambda day: day + timedelta(days=1), date.isoformat),
+    "week": (_monday, lambda day: day + timedelta(days=7), lambda day: day.strftime("%G-W%V")),
+    "month": (lambda day: day.replace(day=1), _next_month, lambda day: day.strftime("%Y-%m")),
+}

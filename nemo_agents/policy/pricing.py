@@ -1,0 +1,376 @@
+"""What a call costs, and what it can cost at most.
+
+Prices are integer nanos (1e-9 dollar) per million tokens, so that every published price is exact. A hold is
+an upper bound: no usage within its token bounds costs more. Amounts are rounded up, once, at the end.
+
+The bound on input tokens is the number of bytes: tokenizers that work on bytes or fall back to them (every
+current provider's) never make more tokens than UTF-8 bytes. A bound on characters would be wrong, a character
+can be four.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from nemo_agents.policy.usage import Usage
+
+__all__ = [
+    "OUTPUT_TOKENS_MAX",
+    "ParamError",
+    "Price",
+    "PriceTier",
+    "Rates",
+    "answers_asked",
+    "content_boundable",
+    "cost_nanos",
+    "input_tokens_bound",
+    "input_tokens_estimate",
+    "output_cap",
+    "output_tokens_max",
+    "upper_bound_nanos",
+]
+
+_MTOK: Final = 1_000_000
+OUTPUT_TOKENS_MAX: Final = 10_000_000
+"""The largest `max_tokens` that is taken seriously."""
+_CHOICES_MAX: Final = 128
+_OUTPUT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+_FRAMING_PER_MESSAGE: Final = 16
+_HIDDEN_PREAMBLE: Final = 600
+"""Providers wrap tool declarations and schemas into words of their own: this many tokens at most."""
+
+# Fields of a request that steer the call and are not shown to the model. A field that is not listed counts as
+# read.
+_NOT_READ: Final = frozenset(
+    {
+        "model",
+        "metadata",
+        "user",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "top_k",
+        "n",
+        "best_of",
+        "seed",
+        "stop",
+        "store",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "presence_penalty",
+        "frequency_penalty",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "service_tier",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "encoding_format",
+        "dimensions",
+        "prompt_cache_key",
+        "safety_identifier",
+        "nemo_guardrail_ids",
+    }
+)
+
+_TEXT_PARTS: Final = frozenset(
+    {
+        "text",
+        "input_text",
+        "output_text",
+        "refusal",
+        "thinking",
+        "tool_use",
+        "tool_result",
+        "summary_text",
+        "reasoning_text",
+    }
+)
+_TEXT_ITEMS: Final = frozenset(
+    {
+        "message",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "reasoning",
+    }
+)
+_NESTING_MAX: Final = 4
+"""A tool's result inside a message is the deepest content that any wire format has."""
+_CLIENT_TOOLS: Final = frozenset({"function", "custom"})
+_PLAIN_TIERS: Final = frozenset({"auto", "default", "flex", "standard", "standard_only"})
+
+# Fields that make a provider read, run, search or bill something the request does not contain.
+_BEYOND_TEXT: Final = (
+    "audio",
+    "cached_content",
+    "container",
+    "conversation",
+    "extra_body",
+    "mcp_servers",
+    "models",
+    "plugins",
+    "prediction",
+    "previous_response_id",
+    "search_parameters",
+    "speed",
+    "web_search_options",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Nanos per million tokens; where a provider has no price for cached or written input, that of input."""
+
+    input: int
+    cached_input: int
+    cache_write: int
+    output: int
+
+    def __post_init__(self) -> None:
+        if min(self.input, self.cached_input, self.cache_write, self.output) < 0:
+            raise ValueError(f"a price is at least 0: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTier(Rates):
+    """Rates for all tokens of a call whose input is larger than `above` tokens."""
+
+    above: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price(Rates):
+    """The price of one model: its rates, dearer tiers for long input, and nanos per request beside tokens.
+
+    `version` says where the numbers are from; a ledger entry keeps it, so that a later table changes no past
+    amount.
+    """
+
+    version: str
+    request_nanos: int = 0
+    tiers: tuple[PriceTier, ...] = ()
+
+    def __post_init__(self) -> None:
+        Rates.__post_init__(self)  # super() does not reach through a slotted dataclass
+        if self.request_nanos < 0:
+            raise ValueError(f"a price is at least 0: {self}")
+        if [tier.above for tier in self.tiers] != sorted({tier.above for tier in self.tiers}):
+            raise ValueError("price tiers are in ascending order, and no two begin at the same size")
+
+    def rates_for(self, input_tokens: int) -> Rates:
+        """Return the rates for this much input; crossing into a tier reprices all tokens of the call."""
+        rates: Rates = self
+        for tier in self.tiers:
+            if input_tokens > tier.above:
+                rates = tier
+        return rates
+
+
+class ParamError(ValueError):
+    """A parameter of a request that cannot be meant; `param` is its name."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        self.param = param
+        super().__init__(message)
+
+
+def upper_bound_nanos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
+    """Return what a call costs at most: the dearest way to bill each token, over every tier it can reach."""
+    if input_tokens_max < 0 or output_tokens_max < 0:
+        raise ValueError("token bounds are at least 0")
+    reachable = [price, *(tier for tier in price.tiers if tier.above < input_tokens_max)]
+    input_rate = max(max(rates.input, rates.cached_input, rates.cache_write) for rates in reachable)
+    output_rate = max(rates.output for rates in reachable)
+    return price.request_nanos + _per_mtok(input_rate * input_tokens_max + output_rate * output_tokens_max)
+
+
+def cost_nanos(price: Price, usage: Usage) -> int:
+    """Return what a call cost, exactly, rounded up to a whole nano."""
+    rates = price.rates_for(usage.input_tokens)
+    plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
+    return price.request_nanos + _per_mtok(
+        rates.input * plain
+        + rates.cached_input * usage.cached_tokens
+        + rates.cache_write * usage.cache_write_tokens
+        + rates.output * usage.output_tokens
+    )
+
+
+def _per_mtok(product: int) -> int:
+    return -(-product // _MTOK)
+
+
+def input_tokens_bound(body: Mapping[str, Any]) -> int:
+    """Return more tokens than the request's text can be for any model.
+
+    It holds for text only: ask `content_boundable` first whether the request brings in anything else.
+    """
+    return _bytes_read(body) + _FRAMING_PER_MESSAGE * _message_count(body) + _preamble(body)
+
+
+def input_tokens_estimate(body: Mapping[str, Any]) -> int:
+    """Return about how many tokens the text is, at least 1: four bytes each; for rates, not for money."""
+    return max(1, -(-_bytes_read(body) // 4))
+
+
+def _bytes_read(body: Mapping[str, Any]) -> int:
+    return sum(_json_size(value) for name, value in body.items() if name not in _NOT_READ and value is not None)
+
+
+def _json_size(value: Any) -> int:
+    try:
+        return len(msgspec.json.encode(value))
+    except UnicodeEncodeError:  # lone surrogates have no UTF-8; escaped they are longer, never shorter
+        return len(json.dumps(value))
+
+
+def _message_count(body: Mapping[str, Any]) -> int:
+    count = 1
+    for name in ("messages", "input", "prompt"):
+        items = body.get(name)
+        if isinstance(items, Sequence) and not isinstance(items, str):
+            count += len(items)
+    return count
+
+
+def _preamble(body: Mapping[str, Any]) -> int:
+    return _HIDDEN_PREAMBLE if any(body.get(name) for name in ("tools", "functions", "response_format", "text")) else 0
+
+
+def output_cap(body: Mapping[str, Any], default: int) -> int:
+    """Return how many tokens one answer may have: what the client set, else `default`.
+
+    The same number must be written into the upstream request. Raises ParamError for anything but a whole
+    number from 1 to `OUTPUT_TOKENS_MAX`, and when two fields disagree. `null` is as good as absent.
+    """
+    chosen: int | None = None
+    for name in _OUTPUT_FIELDS:
+        if body.get(name) is None:
+            continue
+        value = _whole(body[name], name, most=OUTPUT_TOKENS_MAX)
+        if chosen is not None and value != chosen:
+            raise ParamError(f"{name} ({value}) contradicts another limit on the answer ({chosen}).", param=name)
+        chosen = value
+    return default if chosen is None else chosen
+
+
+def answers_asked(body: Mapping[str, Any]) -> int:
+    """Return how many answers the request asks for: `n` or `best_of` of each prompt. Raises ParamError."""
+    choices = max(
+        _whole(body[name], name, most=_CHOICES_MAX) if body.get(name) is not None else 1 for name in ("n", "best_of")
+    )
+    return choices * _prompt_count(body.get("prompt"))
+
+
+def output_tokens_max(body: Mapping[str, Any], default: int) -> int:
+    """Return the most output tokens the request can bring about, over all its answers. Raises ParamError."""
+    return output_cap(body, default) * answers_asked(body)
+
+
+def _prompt_count(prompt: Any) -> int:
+    """Count the prompts of `/v1/completions`: a list of texts or of token lists is many, of tokens one."""
+    if not isinstance(prompt, list) or all(isinstance(item, int) for item in prompt):
+        return 1
+    return len(prompt)
+
+
+def _whole(value: Any, name: str, *, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ParamError(f"{name} must be a whole number from 1 to {most}.", param=name)
+    return value
+
+
+def content_boundable(body: Mapping[str, Any]) -> str | None:
+    """Return None when bytes and `max_tokens` bound the request's cost; else name what they do not bound.
+
+    The name is a path into the request, fit for `error.param`: `messages[2].content[0].image_url`,
+    `tools[1]`. Images, audio and files cost what the provider decides, wherever they are; provider-side tools
+    fetch text of their own; a priority tier and an hour-long cache are billed at other prices.
+    """
+    for name in _BEYOND_TEXT:
+        if body.get(name):
+            return name
+    tier = body.get("service_tier")
+    if tier is not None and not _is_one_of(tier, _PLAIN_TIERS):
+        return "service_tier"
+    modalities = body.get("modalities")
+    if modalities and modalities != ["text"]:
+        return "modalities"
+    if isinstance(body.get("prompt"), Mapping):  # a prompt that is stored at the provider
+        return "prompt"
+    return _tools(body) or _messages(body) or _items(body) or _parts(body.get("system"), "system")
+
+
+def _tools(body: Mapping[str, Any]) -> str | None:
+    for where, tool in _objects(body.get("tools"), "tools"):
+        if not _is_one_of(tool.get("type", "function"), _CLIENT_TOOLS):
+            return where
+        if _long_cache(tool):
+            return f"{where}.cache_control"
+    return None
+
+
+def _messages(body: Mapping[str, Any]) -> str | None:
+    for where, message in _objects(body.get("messages"), "messages"):
+        if message.get("audio"):  # an earlier spoken answer, by its id
+            return f"{where}.audio"
+        if _long_cache(message):
+            return f"{where}.cache_control"
+        found = _parts(message.get("content"), f"{where}.content")
+        if found:
+            return found
+    return None
+
+
+def _items(body: Mapping[str, Any]) -> str | None:
+    """Look through the `input` of the Responses API; texts and token lists (also of embeddings) are text."""
+    for where, item in _objects(body.get("input"), "input"):
+        if not _is_one_of(item.get("type", "message"), _TEXT_ITEMS):
+            return where
+        found = _parts(item.get("content"), f"{where}.content") or _parts(item.get("output"), f"{where}.output")
+        if found:
+            return found
+    return None
+
+
+def _parts(content: Any, where: str, *, depth: int = 0) -> str | None:
+    if depth > _NESTING_MAX:
+        return where
+    for here, part in _objects(content, where):
+        kind = part.get("type", "text")
+        if not _is_one_of(kind, _TEXT_PARTS):
+            return f"{here}.{kind}" if isinstance(kind, str) and kind.isidentifier() else here
+        if _long_cache(part):
+            return f"{here}.cache_control"
+        found = _parts(part.get("content"), f"{here}.content", depth=depth + 1)
+        if found:
+            return found
+    return None
+
+
+def _objects(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the objects in a list, or the one object that stands in its place, each with its path."""
+    if isinstance(value, Mapping):
+        yield where, value
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, Mapping):
+            yield f"{where}[{index}]", item
+
+
+def _is_one_of(kind: Any, known: frozenset[str]) -> bool:
+    return isinstance(kind, str) and kind in known
+
+
+def _long_cache(value: Mapping[str, Any]) -> bool:
+    cache = value.get("cache_control")
+    return isinstance(cache, Mapping) and cache.get("ttl", "5m") != "5m"

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nemo_agents.policy.periods import DURATION_OF, period_at, period_name
+
+unhurried = settings(deadline=None)  # a busy machine is not a failure
+
+
+def us(*at, tz=UTC, fold=0):
+    return round(datetime(*at, tzinfo=tz, fold=fold).timestamp() * 1_000_000)
+
+
+NOW = us(2026, 11, 24, 13, 30)
+
+
+@pytest.mark.parametrize(
+    ("duration", "period_id", "starts", "resets"),
+    [
+        ("1d", "2026-11-24", us(2026, 11, 24), us(2026, 11, 25)),
+        ("7d", "2026-W48", us(2026, 11, 23), us(2026, 11, 30)),
+        ("1mo", "2026-11", us(2026, 11, 1), us(2026, 12, 1)),
+        ("30d", "2026-11", us(2026, 11, 1), us(2026, 12, 1)),
+        ("6h", "6h@2026-11-24T12:00:00Z", us(2026, 11, 24, 12), us(2026, 11, 24, 18)),
+        ("90s", "90s@2026-11-24T13:30:00Z", NOW, NOW + 90_000_000),
+    ],
+)
+def test_periods_of_an_afternoon(duration, period_id, starts, resets):
+    period = period_at(duration, NOW)
+    assert (period.id, period.starts_us, period.resets_us) == (period_id, starts, resets)
+
+
+def test_a_total_never_ends():
+    period = period_at(None, NOW)
+    assert (period.id, period.resets_us) == ("total", None)
+    assert period == period_at(None, NOW + 10**15)
+
+
+def test_a_period_ends_just_before_the_next_begins():
+    midnight = us(2026, 11, 25)
+    assert period_at("1d", midnight - 1).id == "2026-11-24"
+    assert period_at("1d", midnight).id == "2026-11-25"
+
+
+def test_calendar_edges():
+    assert period_at("1d", us(2028, 2, 29, 12)).id == "2028-02-29"
+    assert period_at("1mo", us(2028, 2, 29, 12)).resets_us == us(2028, 3, 1)
+    assert period_at("1mo", us(2026, 12, 31, 23)).resets_us == us(2027, 1, 1)
+    assert period_at("7d", us(2027, 1, 1)).id == "2026-W53"
+    assert period_at("7d", us(2024, 12, 30)).id == "2025-W01"
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "hours"),
+    [
+        ("Europe/Amsterdam", (2026, 3, 29), 23),
+        ("Europe/Amsterdam", (2026, 10, 25), 25),
+        ("Australia/Lord_Howe", (2026, 10, 4), 23.5),
+        ("America/Sao_Paulo", (2018, 11, 4), 23),  # has no 00:00
+        ("Asia/Kathmandu", (2026, 6, 1), 24),
+        ("Pacific/Apia", (2011, 12, 29), 24),  # followed by the 31st
+    ],
+)
+def test_days_are_as_long_as_they_are(zone, day, hours):
+    tz = ZoneInfo(zone)
+    period = period_at("1d", us(*day, 12, tz=tz), tz=tz)
+    assert period.id == "{}-{:02}-{:02}".format(*day)
+    assert period.resets_us is not None
+    assert (period.resets_us - period.starts_us) / 3_600_000_000 == hours
+
+
+def test_a_skipped_midnight_begins_at_the_jump():
+    tz = ZoneInfo("America/Sao_Paulo")
+    period = period_at("1d", us(2018, 11, 4, 12, tz=tz), tz=tz)
+    assert period.starts_us == us(2018, 11, 4, 3)  # 01:00 local, the first instant of that date
+
+
+def test_a_skipped_date_has_no_period():
+    tz = ZoneInfo("Pacific/Apia")
+    last_of_29th = period_at("1d", us(2011, 12, 29, 23, tz=tz), tz=tz)
+    assert last_of_29th.resets_us is not None
+    assert period_at("1d", last_of_29th.resets_us, tz=tz).id == "2011-12-31"
+
+
+def test_a_midnight_inside_a_jump_begins_at_the_jump():
+    """Toronto skipped from 23:30 to 00:30 in 1919: the jump, and not the midnight that never was, begins the date."""
+    tz = ZoneInfo("America/Toronto")
+    period = period_at("1d", us(1919, 3, 31, 12, tz=tz), tz=tz)
+    start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=period.starts_us)
+    assert start.astimezone(tz).strftime("%F %T.%f") == "1919-03-31 00:30:00.000000"
+    before = (start - timedelta(microseconds=1)).astimezone(tz)
+    assert before.strftime("%F %T.%f") == "1919-03-30 23:29:59.999999"
+
+
+def test_a_date_that_comes_twice_keeps_its_periods_in_order():
+    """Goose Bay set its clocks back from 00:01 to 23:01 of the day before."""
+    tz = ZoneInfo("America/Goose_Bay")
+    minute_us = 60_000_000
+    start = us(2010, 11, 6, 22, tz=tz)
+    ids = [period_at("1d", start + minute * minute_us, tz=tz).id for minute in range(300)]
+    assert ids == sorted(ids)
+    assert set(ids) == {"2010-11-06", "2010-11-07"}
+
+
+ZONES = [
+    "UTC",
+    "Europe/Amsterdam",
+    "Australia/Lord_Howe",
+    "America/Sao_Paulo",
+    "Pacific/Apia",
+    "America/Goose_Bay",
+    "Asia/Kathmandu",
+    "Africa/Cairo",
+]
+_durations = st.sampled_from(["1d", "7d", "1mo", "30d", "6h", "2d", "45m", "7s", "24h", "14d"])
+_instants = st.integers(us(1990, 1, 1), us(2040, 1, 1))
+
+
+@unhurried
+@given(_durations, st.sampled_from(ZONES), _instants)
+@example("1d", "America/Goose_Bay", us(2010, 11, 7, 3, 1))
+@example("1d", "Pacific/Apia", us(2011, 12, 30, 10))
+def test_periods_tile_time(duration, zone, now_us):
+    """An instant lies in its period; the next period begins where it ends, has another and a later id."""
+    tz = ZoneInfo(zone)
+    period = period_at(duration, now_us, tz=tz)
+    assert period.resets_us is not None
+    assert period.starts_us <= now_us < period.resets_us
+    assert period_at(duration, period.starts_us, tz=tz) == period
+    assert period_at(duration, period.resets_us - 1, tz=tz) == period
+    following = period_at(duration, period.resets_us, tz=tz)
+    assert following.starts_us == period.resets_us
+    assert following.id > period.id
+
+
+@unhurried
+@given(_durations, _instants, st.integers(0, 10**13))
+def test_ids_never_go_back(duration, now_us, later_us):
+    assert period_at(duration, now_us).id <= period_at(duration, now_us + later_us).id
+
+
+def test_names():
+    assert {name: period_name(duration) for name, duration in DURATION_OF.items()} == {
+        name: name for name in DURATION_OF
+    }
+    assert period_name("30d") == "month"
+    assert period_name("6h") == "6h"
+
+
+@pytest.mark.parametrize("duration", ["", "1", "d", "0d", "-1d", "1.5h", "1y", "2mo", "1 d", "1d\n", "01d", "9999999s"])
+def test_bad_durations_are_refused(duration):
+    with pytest.raises(ValueError, match="not a budget duration"):
+        period_at(duration, NOW)
+    with pytest.raises(ValueError, match="not a budget duration"):
+        period_name(duration)
