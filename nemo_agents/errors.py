@@ -1,24 +1,24 @@
 """The stable error codes, and the exceptions that carry them.
 
-    NemoError
-    ├── DeclarationError        a role, fleet or fleet file says something impossible
-    ├── ProvisionError          a plan cannot be made or performed
-    │   ├── StalePlan           the gateway changed between plan and apply
-    │   └── KeyStoreError       the file of virtual keys cannot be read or written
-    ├── SettingsError           the gateway cannot start as configured
-    └── GatewayError            the gateway answered with an error, or not at all
-        ├── GatewayUnreachable  no answer: not running, wrong address, time-out
-        ├── AdminError          the admin API refused a call
-        ├── UpstreamFailed      502/504: every attempt at a provider failed
-        ├── GatewayUnavailable  503: the gateway cannot keep its promises now
-        └── Refused             a *policy* no; never a bug
-            ├── RequestRejected     400/404/413: the request itself
-            ├── GuardrailBlocked    400: a guardrail said no
-            ├── KeyRejected         401: unknown or malformed key
-            ├── BudgetExceeded      402: money
-            ├── AccessDenied        403: key blocked/expired/revoked, model or tool not allowed
-            ├── RunStopped          403: this run was stopped
-            └── RateLimited         429: rates only, never money
+NemoError
+├── DeclarationError        a role, fleet or fleet file says something impossible
+├── ProvisionError          a plan cannot be made or performed
+│   ├── StalePlan           the gateway changed between plan and apply
+│   └── KeyStoreError       the file of virtual keys cannot be read or written
+├── SettingsError           the gateway cannot start as configured
+└── GatewayError            the gateway answered with an error, or not at all
+    ├── GatewayUnreachable  no answer: not running, wrong address, time-out
+    ├── AdminError          the admin API refused a call
+    ├── UpstreamFailed      502/504: every attempt at a provider failed
+    ├── GatewayUnavailable  503: the gateway cannot keep its promises now
+    └── Refused             a *policy* no; never a bug
+        ├── RequestRejected     400/404/413: the request itself
+        ├── GuardrailBlocked    400: a guardrail said no
+        ├── KeyRejected         401: unknown or malformed key
+        ├── BudgetExceeded      402: money
+        ├── AccessDenied        403: key blocked/expired/revoked, model or tool not allowed
+        ├── RunStopped          403: this run was stopped
+        └── RateLimited         429: rates only, never money
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ProvisionError(NemoError):
     """A plan cannot be made or performed."""
 
 
-class StalePlan(ProvisionError):
+class StalePlan(ProvisionError):  # noqa: N818 - a condition, in the words of the plan
     """The gateway's keys changed after the plan was made; plan again."""
 
 
@@ -141,7 +141,7 @@ class GatewayError(NemoError):
     """The gateway answered with an error, or not at all."""
 
 
-class GatewayUnreachable(GatewayError):
+class GatewayUnreachable(GatewayError):  # noqa: N818 - reads as it is raised
     """No answer: the gateway is not running, the address is wrong, or it did not answer in time."""
 
 
@@ -171,7 +171,7 @@ class ErrorFacts:
     resets_at: datetime | None = None
 
 
-class _Answered(GatewayError):
+class _Answered(GatewayError):  # noqa: N818 - the base of refusals, never raised
     """An error answer of the data plane, with its facts as attributes."""
 
     def __init__(self, message: str, *, facts: ErrorFacts) -> None:

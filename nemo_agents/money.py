@@ -20,7 +20,7 @@ def parse_dollars(value: str | Decimal | int) -> int:
     Raises ValueError for anything that is not a finite amount of at least zero.
     """
     if isinstance(value, bool) or not isinstance(value, (str, Decimal, int)):
-        raise ValueError(f"not an amount in dollars: {value!r}")
+        raise ValueError(f"not an amount in dollars: {value!r}")  # noqa: TRY004 - bad input, whatever its type
     text = value.strip().removeprefix("$").replace("_", "").replace(",", "") if isinstance(value, str) else value
     try:
         amount = Decimal(text)
@@ -39,7 +39,7 @@ def nanos_from_wire(value: float) -> int:
     Raises ValueError for a negative, non-finite or non-numeric value.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"not an amount in dollars: {value!r}")
+        raise ValueError(f"not an amount in dollars: {value!r}")  # noqa: TRY004 - bad input, whatever its type
     return parse_dollars(Decimal(repr(value)))
 
 

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class KeyRow(msgspec.Struct, kw_only=True, omit_defaults=False):
-    """One virtual key as `/key/info` and `/key/list` show it. `token` is the key's public id; the secret is never here."""
+    """One virtual key as `/key/info` and `/key/list` show it; `token` is its public id, the secret is never here."""
 
     token: str
     key_name: str

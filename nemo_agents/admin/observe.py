@@ -1,0 +1,151 @@
+"""What the gateway knows about fleets, runs and calls: `/nemo/*`. Money is nanos, time microseconds (UTC)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nemo_agents.admin.calls import Call, as_type, ignored, query_of, segment
+from nemo_agents.admin.wire import (
+    CallContent,
+    CallRow,
+    FleetStatus,
+    LogPage,
+    RunDetail,
+    RunPage,
+    RunReport,
+    RunRow,
+)
+
+__all__ = [
+    "call",
+    "content",
+    "info",
+    "logs",
+    "report",
+    "run",
+    "runs",
+    "status",
+    "stop",
+    "verify",
+    "viewer_link",
+]
+
+
+class _Link(msgspec.Struct):
+    url: str
+
+
+def status(fleet: str | None = None) -> Call[list[FleetStatus]]:
+    """Read spend, limits and their use now, of one fleet or of all."""
+    return Call(method="GET", path="/nemo/status", query=query_of(fleet=fleet), decode=as_type(list[FleetStatus]))
+
+
+def runs(
+    *,
+    fleet: str | None = None,
+    role: str | None = None,
+    model: str | None = None,
+    status: int | None = None,
+    code: str | None = None,
+    run_id: str | None = None,
+    state: str | None = None,
+    since_us: int | None = None,
+    before: str | None = None,
+    limit: int | None = None,
+) -> Call[RunPage]:
+    """Read a page of runs, newest first; `before` is the `next` of the page before."""
+    query = query_of(
+        fleet=fleet,
+        role=role,
+        model=model,
+        status=status,
+        code=code,
+        run_id=run_id,
+        state=state,
+        since_us=since_us,
+        before=before,
+        limit=limit,
+    )
+    return Call(method="GET", path="/nemo/runs", query=query, decode=as_type(RunPage))
+
+
+def logs(
+    *,
+    fleet: str | None = None,
+    role: str | None = None,
+    model: str | None = None,
+    status: int | None = None,
+    code: str | None = None,
+    run_id: str | None = None,
+    state: str | None = None,
+    since_us: int | None = None,
+    before: str | None = None,
+    limit: int | None = None,
+) -> Call[LogPage]:
+    """Read a page of the request log, newest first; `before` is the `next` of the page before."""
+    query = query_of(
+        fleet=fleet,
+        role=role,
+        model=model,
+        status=status,
+        code=code,
+        run_id=run_id,
+        state=state,
+        since_us=since_us,
+        before=before,
+        limit=limit,
+    )
+    return Call(method="GET", path="/nemo/logs", query=query, decode=as_type(LogPage))
+
+
+def run(run_id: str, *, fleet: str | None = None) -> Call[RunDetail]:
+    """Read one run by its id, by a prefix of six or more characters, or `last`."""
+    return Call(
+        method="GET",
+        path=f"/nemo/runs/{segment(run_id)}",
+        query=query_of(fleet=fleet),
+        decode=as_type(RunDetail),
+    )
+
+
+def stop(run_id: str, *, fleet: str | None = None) -> Call[None]:
+    """Refuse every further call of a run."""
+    path = f"/nemo/runs/{segment(run_id)}/stop"
+    return Call(method="POST", path=path, query=query_of(fleet=fleet), decode=ignored)
+
+
+def report(run_id: str, told: RunReport) -> Call[RunRow]:
+    """Tell what the SDK knows about a run; a later report replaces an earlier one. Takes a role's key."""
+    path = f"/nemo/runs/{segment(run_id)}/report"
+    return Call(method="POST", path=path, body=msgspec.to_builtins(told), decode=as_type(RunRow))
+
+
+def call(request_id: str) -> Call[CallRow]:
+    """Read one record of the request log with its attempts."""
+    return Call(method="GET", path=f"/nemo/calls/{segment(request_id)}", decode=as_type(CallRow))
+
+
+def content(request_id: str) -> Call[CallContent]:
+    """Read what a call said, where content was kept."""
+    return Call(method="GET", path=f"/nemo/calls/{segment(request_id)}/content", decode=as_type(CallContent))
+
+
+def verify() -> Call[dict[str, Any]]:
+    """Recompute every balance from the ledger's entries."""
+    return Call(method="GET", path="/nemo/ledger/verify", decode=as_type(dict[str, Any]))
+
+
+def info() -> Call[dict[str, Any]]:
+    """Read the gateway's version, backend and capabilities."""
+    return Call(method="GET", path="/nemo/info", decode=as_type(dict[str, Any]))
+
+
+def viewer_link(path: str = "/runs") -> Call[str]:
+    """Ask for a link that opens the viewer at this page, signed in once."""
+    return Call(method="POST", path="/nemo/viewer-link", body={"path": path}, decode=_link)
+
+
+def _link(answer: bytes) -> str:
+    return msgspec.json.decode(answer, type=_Link).url

@@ -1,0 +1,281 @@
+"""Decide what has to change on the gateway so that a fleet is as declared: values in, a value out.
+
+A plan names every thing that provisioning looks at, the unchanged ones too, in the order in which apply
+performs it: the fleet, its model groups, its roles' keys, and at the end what is declared no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
+from nemo_agents.provision.snapshot import Snapshot
+from nemo_agents.provision.specs import (
+    FleetSpec,
+    GroupSpec,
+    KeySpec,
+    Spec,
+    applied_mark,
+    fleet_spec,
+    group_spec,
+    is_managed,
+    key_spec,
+    live_fleet_spec,
+    live_key_spec,
+    nemo_metadata,
+)
+from nemo_agents.provision.stored import StoredKey
+from nemo_agents.roles import Exposure, FleetDeclaration
+
+__all__ = [
+    "SYMBOLS",
+    "Action",
+    "Change",
+    "Conflict",
+    "FieldChange",
+    "Kind",
+    "Plan",
+    "live_groups",
+    "plan",
+    "plan_destroy",
+]
+
+Action = Literal["create", "update", "rotate", "revoke", "keep"]
+Kind = Literal["fleet", "models", "role"]
+SYMBOLS: Final[dict[Action, str]] = {"create": "+", "update": "~", "rotate": "±", "revoke": "-", "keep": "="}
+
+_FINISH = "finishes what was interrupted"
+_NO_SECRET = "its secret is not in this key store; `nemo-agents rotate` issues a new one"  # noqa: S105 - a sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldChange:
+    """One field, before and after, as people read it; None is "not set"."""
+
+    field: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing and what is done to it.
+
+    `spec` is what it shall be (None when it shall not be); `public_id` the live key; `drift` says that
+    another hand changed it since it was last applied.
+    """
+
+    action: Action
+    kind: Kind
+    name: str
+    spec: Spec | None = None
+    public_id: str | None = None
+    fields: tuple[FieldChange, ...] = ()
+    drift: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A role whose alias is taken by a key that provisioning does not own; apply refuses."""
+
+    role: str
+    alias: str
+    public_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that apply does, and the fingerprint of the live side that it rests on. No secrets."""
+
+    gateway_url: str
+    fleet: str
+    fingerprint: str
+    changes: tuple[Change, ...]
+    conflicts: tuple[Conflict, ...] = ()
+    exposure: tuple[Exposure, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the gateway is as declared already."""
+        return not self.conflicts and all(change.action == "keep" for change in self.changes)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The declared roles: what a snapshot to compare with must look for."""
+        declared = [change.name for change in self.changes if isinstance(change.spec, KeySpec)]
+        return (*declared, *(conflict.role for conflict in self.conflicts))
+
+    def count(self, action: Action) -> int:
+        """Return how many roles this happens to."""
+        return sum(change.kind == "role" and change.action == action for change in self.changes)
+
+
+def plan(desired: FleetDeclaration, live: Snapshot, stored: Sequence[StoredKey]) -> Plan:
+    """Return the plan that makes `live` as `desired`; `stored` is what the local key store has of the fleet.
+
+    Raises ProvisionError when a live amount of money cannot be read.
+    """
+    entries = {entry.role: entry for entry in stored}
+    decided = [_role(key_spec(desired, role), live, entries.get(role.name)) for role in desired.roles]
+    groups = {group.name: group_spec(desired.name, group) for group in desired.models}
+    found = live_groups(live.deployments)
+    return Plan(
+        gateway_url=live.gateway_url,
+        fleet=desired.name,
+        fingerprint=live.fingerprint,
+        changes=(
+            _fleet(fleet_spec(desired), live.team),
+            *(_group(spec, found.get(name)) for name, spec in groups.items()),
+            *(item for item in decided if isinstance(item, Change)),
+            *_surplus_keys(live, decided),
+            *(_gone("models", name) for name in found if name not in groups),
+        ),
+        conflicts=tuple(item for item in decided if isinstance(item, Conflict)),
+        exposure=desired.worst_case(),
+    )
+
+
+def plan_destroy(live: Snapshot) -> Plan:
+    """Return the plan that revokes the fleet's managed keys and removes its groups and itself."""
+    changes = [_revoke(row) for row in live.managed_keys()]
+    changes.extend(_gone("models", name) for name in live_groups(live.deployments))
+    foreign = len(live.foreign_keys())
+    if live.team is not None and foreign:
+        note = f"stays: {foreign} of its keys are not managed here"
+        changes.append(Change(action="keep", kind="fleet", name=live.fleet, note=note))
+    elif live.team is not None:
+        changes.append(_gone("fleet", live.fleet))
+    return Plan(gateway_url=live.gateway_url, fleet=live.fleet, fingerprint=live.fingerprint, changes=tuple(changes))
+
+
+def live_groups(rows: Iterable[DeploymentRow]) -> dict[str, tuple[DeploymentRow, ...]]:
+    """Return deployments by model group, in the order in which they are tried."""
+    groups: dict[str, list[DeploymentRow]] = {}
+    for row in rows:
+        groups.setdefault(row.model_name, []).append(row)
+    return {name: tuple(sorted(groups[name], key=_order)) for name in sorted(groups)}
+
+
+def _order(row: DeploymentRow) -> tuple[int, str]:
+    order = row.litellm_params.get("order")
+    return (order if isinstance(order, int) else 0, str(row.model_info.get("id", "")))
+
+
+def _fleet(spec: FleetSpec, row: TeamRow | None) -> Change:
+    if row is None:
+        return Change(action="create", kind="fleet", name=spec.name, spec=spec)
+    live = live_fleet_spec(row)
+    fields = _differences(live, spec)
+    if not is_managed(row.metadata):
+        note = "exists already; provisioning takes it over"
+        return Change(action="update", kind="fleet", name=spec.name, spec=spec, fields=fields, note=note)
+    action: Action = "update" if fields else "keep"
+    return Change(
+        action=action,
+        kind="fleet",
+        name=spec.name,
+        spec=spec,
+        fields=fields,
+        drift=_drifted(live, row, fields),
+    )
+
+
+def _group(spec: GroupSpec, rows: tuple[DeploymentRow, ...] | None) -> Change:
+    if not rows:
+        return Change(action="create", kind="models", name=spec.name, spec=spec)
+    live = GroupSpec(fleet=spec.fleet, group=spec.group, models=tuple(_model(row) for row in rows))
+    fields = _differences(live, spec)
+    return Change(action="update" if fields else "keep", kind="models", name=spec.name, spec=spec, fields=fields)
+
+
+def _model(row: DeploymentRow) -> str:
+    return str(row.litellm_params.get("model", ""))
+
+
+def _role(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> Change | Conflict:
+    row = _key_of(spec, live, entry)
+    if row is None:
+        taken = live.key_by_alias(spec.alias)
+        if taken is not None:
+            return Conflict(role=spec.role, alias=spec.alias, public_id=taken.token)
+        return _create(spec, entry)
+    has = live_key_spec(row, spec.role)
+    fields = _differences(has, spec)
+    action, note = _next_step(row, entry, changed=bool(fields))
+    notes = [note, "it is blocked" if row.blocked else None]
+    return Change(
+        action=action,
+        kind="role",
+        name=spec.role,
+        spec=spec,
+        public_id=row.token,
+        fields=fields,
+        drift=_drifted(has, row, fields),
+        note="; ".join(text for text in notes if text) or None,
+    )
+
+
+def _create(spec: KeySpec, entry: StoredKey | None) -> Change:
+    if entry is None:
+        return Change(action="create", kind="role", name=spec.role, spec=spec)
+    if entry.state == "pending" and entry.previous_id is None:
+        return Change(action="create", kind="role", name=spec.role, spec=spec, note=_FINISH)
+    note = "its key is gone from the gateway; a new one is issued"
+    return Change(action="create", kind="role", name=spec.role, spec=spec, drift=True, note=note)
+
+
+def _next_step(row: KeyRow, entry: StoredKey | None, *, changed: bool) -> tuple[Action, str | None]:
+    """Say what a live key needs, given what the key store has of it."""
+    update: Action = "update" if changed else "keep"
+    if entry is None:
+        return update, _NO_SECRET
+    if entry.state == "pending" and entry.previous_id is not None:
+        if row.token in (entry.public_id, entry.previous_id):
+            return "rotate", _FINISH
+        return update, _NO_SECRET
+    if row.token != entry.public_id:
+        return update, _NO_SECRET
+    return ("create", _FINISH) if entry.state == "pending" else (update, None)
+
+
+def _key_of(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> KeyRow | None:
+    """Return the role's key: of several, the one with the right alias, else the one whose secret is here."""
+    rows = live.keys_of(spec.role)
+    known = {entry.public_id, entry.previous_id} if entry else set()
+    ranked = sorted(rows, key=lambda row: (row.key_alias != spec.alias, row.token not in known, row.token))
+    return ranked[0] if ranked else None
+
+
+def _surplus_keys(live: Snapshot, decided: Sequence[Change | Conflict]) -> list[Change]:
+    """Return the revocation of every key that is ours and that no declared role uses."""
+    used = {item.public_id for item in decided}
+    return [_revoke(row) for row in live.managed_keys() if row.token not in used]
+
+
+def _revoke(row: KeyRow) -> Change:
+    role = str(nemo_metadata(row.metadata).get("role") or row.key_alias or row.token)
+    return Change(action="revoke", kind="role", name=role, public_id=row.token)
+
+
+def _gone(kind: Kind, name: str) -> Change:
+    return Change(action="revoke", kind=kind, name=name)
+
+
+def _differences(old: Spec, new: Spec) -> tuple[FieldChange, ...]:
+    before, after = old.texts(), new.texts()
+    fields = tuple(
+        FieldChange(field=field, old=before[field], new=after[field])
+        for field in after
+        if before[field] != after[field]
+    )
+    # Texts are for people and may round: never let a real difference pass for none.
+    return fields or (() if old == new else (FieldChange(field="exact values", old="other", new="as declared"),))
+
+
+def _drifted(live: FleetSpec | KeySpec, row: TeamRow | KeyRow, fields: tuple[FieldChange, ...]) -> bool:
+    """Say whether another hand made the difference: live is neither as declared nor as last applied."""
+    applied = nemo_metadata(row.metadata).get("applied")
+    return bool(fields) and isinstance(applied, str) and applied != applied_mark(live)

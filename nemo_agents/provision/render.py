@@ -1,0 +1,137 @@
+"""Show a plan: text for people, JSON for programs and for a later `apply`. Neither holds a secret."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nemo_agents.errors import ProvisionError
+from nemo_agents.money import format_nanos
+from nemo_agents.provision.plan import SYMBOLS, Action, Change, Plan
+from nemo_agents.provision.specs import FleetSpec, GroupSpec, KeySpec, Spec
+from nemo_agents.roles import Exposure
+
+__all__ = ["line_of", "plan_from_json", "plan_to_json", "plan_to_text", "summary"]
+
+_FORMAT = 1
+_VERBS: tuple[tuple[Action, str], ...] = (
+    ("create", "create"),
+    ("update", "update"),
+    ("rotate", "rotate"),
+    ("revoke", "revoke"),
+)
+_WHAT = {"fleet": "fleet", "models": "model group", "role": ""}
+
+
+def plan_to_text(plan: Plan) -> str:
+    """Return the plan as lines: a sign, the name and what it is or how it changes, then the sum of it."""
+    width = max((len(change.name) for change in plan.changes), default=0)
+    lines = [line for change in plan.changes for line in line_of(change, width)]
+    lines.extend(
+        f"  ! {conflict.role:<{width}}  the alias {conflict.alias} belongs to a key not managed here; "
+        f"`nemo-agents adopt {plan.fleet} {conflict.role} {conflict.public_id}` takes it over"
+        for conflict in plan.conflicts
+    )
+    return "\n".join([*lines, f"  {summary(plan)}"])
+
+
+def line_of(change: Change, width: int) -> list[str]:
+    """Return the lines of one change; `width` is that of the longest name."""
+    parts = [_details(change)]
+    if change.drift:
+        parts.append("[drift: changed by another hand]")
+    if change.note:
+        parts.append(f"({change.note})")
+    text = "  ".join(part for part in parts if part)
+    lines = [f"  {SYMBOLS[change.action]} {change.name:<{width}}  {text}".rstrip()]
+    indent = " " * (width + 6)
+    if change.action in ("update", "rotate") or (change.action == "create" and change.fields):
+        lines.extend(
+            f"{indent}{field.field}: {field.old or 'not set'} → {field.new or 'not set'}" for field in change.fields
+        )
+    return lines
+
+
+def summary(plan: Plan) -> str:
+    """Return the last line, such as `5 to create. Worst case per day: $135 by roles, $170 by fleet`."""
+    counts = [f"{plan.count(action)} to {verb}" for action, verb in _VERBS if plan.count(action)]
+    if plan.conflicts:
+        counts.append(f"{len(plan.conflicts)} in conflict")
+    if counts:
+        lead = ", ".join(counts) + "."
+    elif plan.is_empty:
+        lead = "Nothing to change."
+    else:
+        changed = [_WHAT[item.kind] for item in plan.changes if item.action != "keep"]
+        lead = f"No key to change, but: {', '.join(dict.fromkeys(changed))}."
+    return " ".join([lead, *_worst_case(plan.exposure)])
+
+
+def plan_to_json(plan: Plan) -> str:
+    """Return the plan as JSON that `plan_from_json` reads back to an equal plan."""
+    value: dict[str, Any] = {"format": _FORMAT, "empty": plan.is_empty, "summary": summary(plan)}
+    value["plan"] = msgspec.to_builtins(plan)
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def plan_from_json(text: str | bytes) -> Plan:
+    """Read a plan that `plan_to_json` wrote. Raises ProvisionError for anything else."""
+    try:
+        document = msgspec.json.decode(text, type=_Document)
+    except msgspec.DecodeError as error:
+        raise ProvisionError(f"this is not a plan: {error}. Make one with `nemo-agents plan --out FILE`.") from None
+    if document.format != _FORMAT:
+        raise ProvisionError(
+            f"this plan was made by another version of nemo-agents (format {document.format}). Make it again."
+        )
+    return document.plan
+
+
+class _Document(msgspec.Struct):
+    format: int
+    plan: Plan
+
+
+def _details(change: Change) -> str:
+    if change.action == "revoke" or change.spec is None:
+        return _WHAT[change.kind] or (f"key {change.public_id}" if change.public_id else "")
+    return " · ".join(_facts(change.spec))
+
+
+def _facts(spec: Spec) -> list[str]:
+    match spec:
+        case FleetSpec():
+            return ["fleet", *_limits(spec)]
+        case GroupSpec():
+            return ["model group", ", ".join(spec.models)]
+        case KeySpec():
+            facts = [*_limits(spec), ", ".join(spec.models)]
+            if spec.guardrails:
+                facts.append(", ".join(spec.guardrails))
+            if spec.tools is not None:
+                facts.append(f"tools {', '.join(spec.tools) or 'none'}")
+            return facts
+
+
+def _limits(spec: FleetSpec | KeySpec) -> list[str]:
+    texts = spec.texts()
+    units = (("rpm", " rpm"), ("tpm", " tpm"), ("max_parallel", " at once"), ("budget", ""))
+    found = [f"{texts[field]}{unit}" for field, unit in units if texts.get(field)]
+    if spec.budget_nanos is None and isinstance(spec, KeySpec):
+        found.append("no budget of its own")
+    return found
+
+
+def _worst_case(exposure: tuple[Exposure, ...]) -> list[str]:
+    lines = []
+    for item in exposure:
+        when = "in total" if item.period == "total" else f"per {item.period}"
+        parts = [f"{format_nanos(item.roles_nanos)} by roles"] if item.roles_nanos else []
+        if item.fleet_nanos is not None:
+            parts.append(f"{format_nanos(item.fleet_nanos)} by fleet")
+        lines.append(f"Worst case {when}: {', '.join(parts)}.")
+    uncapped = sorted({role for item in exposure for role in item.uncapped})
+    if uncapped:
+        lines.append(f"Without a budget of their own: {', '.join(uncapped)}.")
+    return lines
