@@ -1,0 +1,249 @@
+"""A fleet that runs: the declaration, with the keys and the gateway of the machine it is used on."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from nemo_agents import environment
+from nemo_agents.admin import observe
+from nemo_agents.admin.wire import RunReport, RunRow
+from nemo_agents.errors import DeclarationError, ProvisionError
+from nemo_agents.money import Money, parse_dollars
+from nemo_agents.policy.keys import mask_key
+from nemo_agents.provision.keystore import FileKeyStore
+from nemo_agents.provision.load import load_fleet
+from nemo_agents.roles import FleetDeclaration
+from nemo_agents.secret import Secret
+from nemo_agents.trace import propagate
+from nemo_agents.trace.member import Member
+from nemo_agents.trace.network import bare_tls, is_loopback, is_plain
+from nemo_agents.trace.run import REPORT_TIMEOUT_S, OnStop, Rim, Run
+
+__all__ = ["Fleet", "Member"]
+
+_KEYS_FILE: Final = "keys.json"
+_MAX_CALLS_MAX: Final = 999_999_999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Site:
+    """Where a fleet is used. What is None comes from the environment, read at each use."""
+
+    gateway_url: str | None = None
+    home: Path | None = None
+    environ: Mapping[str, str] | None = field(default=None, repr=False)
+
+    def env(self) -> Mapping[str, str]:
+        return os.environ if self.environ is None else self.environ
+
+    def url(self) -> str:
+        return self.gateway_url or environment.gateway_url(self.env())
+
+    def key_of(self, gateway_url: str, fleet: str, role: str) -> Secret | None:
+        variable = environment.role_key_variable(role)
+        if text := self.env().get(variable, "").strip():
+            return Secret(text, mask=mask_key(text))
+        home = self.home or environment.home(self.env())
+        return FileKeyStore(home / _KEYS_FILE).secret(gateway_url, fleet, role)
+
+
+_F = TypeVar("_F", bound="Fleet")
+
+
+class Fleet(FleetDeclaration):
+    """A named set of roles that are provisioned together, and what agents use to run as them.
+
+    `fleet["researcher"]` is a role with its key, `fleet.run(...)` starts a run. Keys come from `NEMO_KEY_<ROLE>`,
+    then from the key store that provisioning fills; the gateway's address from `NEMO_GATEWAY_URL`. `connect` says
+    otherwise. Where a fleet is connected is no part of what it declares: it does not count in comparisons.
+    """
+
+    __slots__ = ("_site",)
+
+    _site: _Site
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the fleet that a `.py` or `.toml` file declares. Raises DeclarationError."""
+        declared = load_fleet(Path(path))
+        return declared if isinstance(declared, cls) else cls.of(declared)
+
+    @classmethod
+    def of(cls, declared: FleetDeclaration) -> Self:
+        """Return a declaration as a fleet that can run."""
+        return cls(**{name: getattr(declared, name) for name in _DECLARED})
+
+    def connect(
+        self,
+        gateway_url: str | None = None,
+        *,
+        home: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Return the same fleet, used with this gateway, key store folder and environment."""
+        site = _Site(
+            gateway_url=gateway_url.rstrip("/") if gateway_url else None,
+            home=Path(home) if home is not None else None,
+            environ=dict(environ) if environ is not None else None,
+        )
+        return _restored(type(self), {name: getattr(self, name) for name in _DECLARED}, site)
+
+    def __getitem__(self, role: str) -> Member:
+        """Return a role with its key. Raises DeclarationError when the fleet has no such role."""
+        return self._member(role, self.gateway_url)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An environment given to `connect` may hold keys, and stays behind: the copy reads that of its process.
+        site = _Site(gateway_url=self._where().gateway_url, home=self._where().home)
+        return (_restored, (type(self), {name: getattr(self, name) for name in _DECLARED}, site))
+
+    @property
+    def gateway_url(self) -> str:
+        """The address of the gateway that this fleet is used with."""
+        return self._where().url()
+
+    def run(
+        self,
+        name: str,
+        *,
+        budget: str | Decimal | int | Money | None = None,
+        max_calls: int | None = None,
+        run_id: str | None = None,
+        on_stop: OnStop = "return",
+    ) -> Run:
+        """Return a new run, to be entered with `with` or `async with`.
+
+        `budget` (dollars, such as `"$0.50"`) and `max_calls` are caps of this run alone, held by the gateway.
+        `run_id` joins a run that was begun elsewhere, or names this one. `on_stop="raise"` lets the refusal that
+        stops the run leave the block. Raises DeclarationError for what cannot be meant.
+        """
+        if on_stop not in ("return", "raise"):
+            raise DeclarationError(
+                "is not a way to stop", field="on_stop", value=on_stop, remedy='Use "return" or "raise".'
+            )
+        ref = propagate.RunRef(
+            run_id=uuid.uuid4().hex if run_id is None else propagate.check_run_id(run_id),
+            name=propagate.run_name(name),
+            span_id=_new_span_id(),
+            budget_nanos=_budget_nanos(budget),
+            max_calls=_call_cap(max_calls),
+        )
+        url = self.gateway_url
+        rim = Rim(
+            gateway_url=url,
+            member=partial(self._member, gateway_url=url),
+            report=partial(self._report, url),
+            areport=partial(self._areport, url),
+            clock_us=_now_us,
+            new_span_id=_new_span_id,
+        )
+        return Run(ref, rim, on_stop=on_stop)
+
+    def _where(self) -> _Site:
+        return getattr(self, "_site", _ANYWHERE)
+
+    def _member(self, role: str, gateway_url: str) -> Member:
+        declared = self.role(role)
+        return Member(role=declared, gateway_url=gateway_url, find_key=partial(self._key, declared.name, gateway_url))
+
+    def _key(self, role: str, gateway_url: str) -> Secret:
+        key = self._where().key_of(gateway_url, self.name, role)
+        if key is not None:
+            return key
+        raise ProvisionError(
+            f"no key for role {role} of fleet {self.name} at {gateway_url}: "
+            f"run `nemo-agents provision fleet.py` or set {environment.role_key_variable(role)}"
+        )
+
+    def _any_key(self, gateway_url: str) -> Secret:
+        """Return a key that may report a run of this fleet; any role's will do."""
+        site = self._where()
+        for role in self.roles:
+            key = site.key_of(gateway_url, self.name, role.name)
+            if key is not None:
+                return key
+        raise ProvisionError(
+            f"no key for any role of fleet {self.name} at {gateway_url}: run `nemo-agents provision fleet.py`"
+        )
+
+    def _report(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
+        import httpx  # noqa: PLC0415 - slow to import, and needed only once a run reports
+
+        from nemo_agents.client import Client  # noqa: PLC0415 - likewise
+
+        direct = _is_direct(gateway_url)
+        transport = httpx.HTTPTransport(verify=bare_tls()) if direct else None
+        key = self._any_key(gateway_url)
+        with Client(gateway_url, key, timeout_s=REPORT_TIMEOUT_S, transport=transport) as client:
+            return client.run(observe.report(run_id, told))
+
+    async def _areport(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
+        import httpx  # noqa: PLC0415 - slow to import, and needed only once a run reports
+
+        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - likewise
+
+        direct = _is_direct(gateway_url)
+        transport = httpx.AsyncHTTPTransport(verify=bare_tls()) if direct else None
+        key = self._any_key(gateway_url)
+        async with AsyncClient(gateway_url, key, timeout_s=REPORT_TIMEOUT_S, transport=transport) as client:
+            return await client.run(observe.report(run_id, told))
+
+
+_ANYWHERE = _Site()
+_DECLARED: Final = ("name", "roles", "models", "budget", "rpm", "tpm", "guardrails")
+
+
+def _restored(kind: type[_F], declared: Mapping[str, Any], site: _Site) -> _F:
+    fleet = kind(**declared)
+    object.__setattr__(fleet, "_site", site)  # the declaration around it is frozen
+    return fleet
+
+
+def _is_direct(url: str) -> bool:
+    """Say whether reports can go without certificates and proxies, which are slow to look up."""
+    return is_plain(url) and is_loopback(url)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def _new_span_id() -> str:
+    return uuid.uuid4().hex[:16]
+
+
+def _budget_nanos(budget: object) -> int | None:
+    if budget is None:
+        return None
+    try:
+        nanos = budget.nanos if isinstance(budget, Money) else parse_dollars(budget)  # type: ignore[arg-type]
+    except ValueError as exc:
+        problem = str(exc)
+    else:
+        if nanos > 0:
+            return nanos
+        problem = "a run's budget is above 0"
+    raise DeclarationError(
+        problem, field="budget", value=budget, remedy='For example budget="$0.50"; a run has no period.'
+    )
+
+
+def _call_cap(max_calls: object) -> int | None:
+    if max_calls is None:
+        return None
+    if isinstance(max_calls, int) and not isinstance(max_calls, bool) and 0 < max_calls <= _MAX_CALLS_MAX:
+        return max_calls
+    raise DeclarationError(
+        f"is not a number of calls from 1 to {_MAX_CALLS_MAX}",
+        field="max_calls",
+        value=max_calls,
+        remedy="For example max_calls=200.",
+    )
