@@ -170,7 +170,7 @@ class Store(Protocol):
 
     # --- data plane ---------------------------------------------------------------------------------------------
     async def open_call(self, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
-        """Commit the intent row and the hold, or neither. On a refusal nothing is written; log it with `log_refusal`."""
+        """Commit the intent row and the hold, or neither: on a refusal nothing is written; log it then."""
 
     async def next_attempt(self, request_id: str, ended: AttemptEnd, attempt: AttemptStart) -> Held | HoldRefused:
         """Resolve the hold of the attempt that failed, and hold for the next in the same transaction."""
@@ -179,7 +179,10 @@ class Store(Protocol):
         """Queue the end of a call: resolve its last hold and write its record. `attempt` None: already resolved."""
 
     def log_refusal(self, call: CallStart, end: CallEnd) -> None:
-        """Queue the record of a call that was refused before it was sent. A refusal for a budget or limit marks a grouped run as stopped."""
+        """Queue the record of a call that was refused before it was sent.
+
+        A refusal for a budget, a call cap or a stop marks a grouped run as stopped.
+        """
 
     async def sweep(self, now_us: int) -> int:
         """Expire open holds past their time (post at the hold); return how many."""
@@ -233,7 +236,7 @@ class Store(Protocol):
         """Return a page of runs, newest first."""
 
     async def run(self, run_id: str, *, fleet: str | None) -> wire.RunDetail | None:
-        """Return one run by id, by a prefix of six or more characters that only it has, or `last` (newest grouped run)."""
+        """Return one run by id, by a prefix of six or more characters that only it has, or `last` (newest grouped)."""
 
     async def calls(self, where: LogFilter, *, before: str | None, limit: int) -> wire.LogPage:
         """Return a page of the request log, newest first."""
@@ -243,5 +246,3 @@ class Store(Protocol):
 
     async def contents(self, request_ids: Sequence[str]) -> dict[str, wire.CallContent]:
         """Return what these calls said, where content was kept."""
-
-

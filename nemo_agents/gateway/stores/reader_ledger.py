@@ -1,0 +1,142 @@
+"""Reads of the ledger, and the audit that recomputes everything that is kept twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from nemo_agents.gateway.stores.reader import marks
+from nemo_agents.money import format_nanos
+
+__all__ = ["audit", "read_spent"]
+
+_SHOWN_MAX = 100  # sentences per kind of difference
+_CHUNK = 500
+
+_BALANCES = """
+WITH moved(id, posted, held) AS (
+    SELECT b.value, CASE WHEN e.kind IN ('post', 'expire', 'correct') THEN e.amount_nanos ELSE 0 END,
+           CASE WHEN e.kind = 'hold' THEN e.amount_nanos WHEN e.slot = 1 THEN -h.amount_nanos ELSE 0 END
+    FROM entries e JOIN entries h ON h.hold_id = e.hold_id AND h.slot = 0, json_each(h.balances) b
+), sums(id, posted, held) AS (SELECT id, sum(posted), sum(held) FROM moved GROUP BY id)
+SELECT b.kind, b.scope_id, b.period, b.posted_nanos, coalesce(s.posted, 0), b.held_nanos, coalesce(s.held, 0)
+FROM balances b LEFT JOIN sums s ON s.id = b.id
+WHERE b.posted_nanos <> coalesce(s.posted, 0) OR b.held_nanos <> coalesce(s.held, 0) LIMIT ?
+"""
+_HOMELESS = """
+SELECT e.kind, e.hold_id FROM entries e LEFT JOIN entries h ON h.hold_id = e.hold_id AND h.slot = 0
+WHERE h.id IS NULL OR h.balances <> e.balances OR h.request_id <> e.request_id LIMIT ?
+"""
+_CORRECTIONS = """
+SELECT e.hold_id FROM entries e LEFT JOIN entries x ON x.hold_id = e.hold_id AND x.kind = 'expire'
+WHERE e.kind = 'correct' AND x.id IS NULL LIMIT ?
+"""
+_OVERDUE = """
+SELECT c.request_id, a.hold_id, a.held_nanos FROM attempts a JOIN calls c ON c.run = a.run AND c.seq = a.seq
+WHERE a.settled IS NULL AND a.expires_us <= :now LIMIT :max
+"""
+_ATTEMPTS = """
+WITH e(hold_id, request_id, attempt, held, resolved, corrected, cost) AS (
+    SELECT hold_id, min(request_id), min(attempt), sum(CASE slot WHEN 0 THEN amount_nanos ELSE 0 END),
+           max(CASE slot WHEN 1 THEN kind END), max(slot) = 2, sum(CASE slot WHEN 0 THEN 0 ELSE amount_nanos END)
+    FROM entries GROUP BY hold_id
+)
+SELECT e.hold_id FROM e JOIN calls c ON c.request_id = e.request_id
+LEFT JOIN attempts a ON a.run = c.run AND a.seq = c.seq AND a.n = e.attempt
+WHERE a.hold_id IS NULL OR a.hold_id <> e.hold_id OR a.held_nanos <> e.held OR coalesce(a.cost_nanos, 0) <> e.cost
+   OR coalesce(a.settled, '') <> coalesce(CASE WHEN e.corrected THEN 'correct' ELSE e.resolved END, '') LIMIT ?
+"""
+_BARE = """
+SELECT a.hold_id FROM attempts a LEFT JOIN entries e ON e.hold_id = a.hold_id AND e.slot = 0
+WHERE e.id IS NULL LIMIT ?
+"""
+_COSTS = """
+WITH e(request_id, cost) AS (
+    SELECT request_id, sum(CASE slot WHEN 0 THEN 0 ELSE amount_nanos END) FROM entries GROUP BY request_id
+)
+SELECT c.request_id, coalesce(c.cost_nanos, 0), coalesce(e.cost, 0)
+FROM calls c LEFT JOIN e ON e.request_id = c.request_id WHERE coalesce(c.cost_nanos, 0) <> coalesce(e.cost, 0) LIMIT ?
+"""
+_ORPHANS = """
+SELECT e.hold_id, e.request_id FROM entries e LEFT JOIN calls c ON c.request_id = e.request_id
+WHERE e.slot = 0 AND c.run IS NULL LIMIT ?
+"""
+_OF_CALLS = """
+    SELECT run, {key} count(*), sum(state = 'open'), sum(state NOT IN ('open', 'ok')), sum(coalesce(input_tokens, 0)),
+           sum(coalesce(output_tokens, 0)), sum(coalesce(cached_tokens, 0)), sum(coalesce(cost_nanos, 0)),
+           sum(attempts > 0), max(seq)
+    FROM calls {where}
+"""
+_NAMES = ("calls", "open_calls", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_nanos")
+_RUNS = (
+    f"WITH c(run, {', '.join(_NAMES)}, admitted, last_seq) AS ({_OF_CALLS.format(key='', where='GROUP BY run')})"  # noqa: S608 - our own names
+    f" SELECT r.run_id, {', '.join(f'r.{n}, coalesce(c.{n}, 0)' for n in (*_NAMES, 'admitted', 'last_seq'))}"
+    " FROM runs r LEFT JOIN c ON c.run = r.run WHERE "
+    + " OR ".join(f"r.{n} <> coalesce(c.{n}, 0)" for n in (*_NAMES, "admitted", "last_seq"))
+    + " LIMIT ?"
+)
+_STEPS = (
+    f"WITH c(run, step, {', '.join(_NAMES)}, admitted, last_seq) AS ("  # noqa: S608 - our own names
+    f"{_OF_CALLS.format(key='step,', where='WHERE step IS NOT NULL GROUP BY run, step')})"
+    f" SELECT r.run_id || ' step ' || s.step, {', '.join(f's.{n}, coalesce(c.{n}, 0)' for n in _NAMES)}"
+    " FROM steps s JOIN runs r ON r.run = s.run LEFT JOIN c ON c.run = s.run AND c.step = s.seq WHERE "
+    + " OR ".join(f"s.{n} <> coalesce(c.{n}, 0)" for n in _NAMES)
+    + " LIMIT ?"
+)
+
+
+def read_spent(db: sqlite3.Connection, kind: str, ids: Sequence[str]) -> dict[str, int]:
+    """Return nanos posted over all periods, by scope id; 0 where nothing was posted."""
+    spent = dict.fromkeys(ids, 0)
+    for start in range(0, len(ids), _CHUNK):
+        some = ids[start : start + _CHUNK]
+        rows = db.execute(
+            f"SELECT scope_id, sum(posted_nanos) FROM balances WHERE kind=? AND scope_id IN ({marks(some)})"  # noqa: S608 - only numbers of marks
+            " GROUP BY scope_id",
+            (kind, *some),
+        )
+        spent.update((scope_id, int(posted)) for scope_id, posted in rows)
+    return spent
+
+
+def audit(db: sqlite3.Connection, now_us: int) -> list[str]:
+    """Recompute balances, costs and sums from their parts; return one sentence per difference.
+
+    At most a hundred sentences of each kind: where that many differ, the first tell the story.
+    """
+    return [*_audit_entries(db), *_audit_attempts(db, now_us), *_audit_sums(db)]
+
+
+def _audit_entries(db: sqlite3.Connection) -> Iterator[str]:
+    shown = (_SHOWN_MAX,)
+    for kind, scope_id, period, posted, posted_sum, held, held_sum in db.execute(_BALANCES, shown):
+        of = f"The balance of {kind} {scope_id} in {period}"
+        if posted != posted_sum:
+            yield f"{of} says {format_nanos(posted)} posted, its entries add up to {format_nanos(posted_sum)}."
+        if held != held_sum:
+            yield f"{of} says {format_nanos(held)} held, its entries add up to {format_nanos(held_sum)}."
+    for kind, hold_id in db.execute(_HOMELESS, shown):
+        yield f"The {kind} entry of hold {hold_id} does not match a hold entry."
+    for (hold_id,) in db.execute(_CORRECTIONS, shown):
+        yield f"Hold {hold_id} was corrected without having expired."
+    for hold_id, request_id in db.execute(_ORPHANS, shown):
+        yield f"Hold {hold_id} belongs to request {request_id}, which is not in the request log."
+
+
+def _audit_attempts(db: sqlite3.Connection, now_us: int) -> Iterator[str]:
+    for request_id, hold_id, held in db.execute(_OVERDUE, {"now": now_us, "max": _SHOWN_MAX}):
+        yield f"Hold {hold_id} of request {request_id} ({format_nanos(held)}) is open past its time."
+    for (hold_id,) in db.execute(_ATTEMPTS, (_SHOWN_MAX,)):
+        yield f"The attempt of hold {hold_id} does not say what its entries say."
+    for (hold_id,) in db.execute(_BARE, (_SHOWN_MAX,)):
+        yield f"The attempt of hold {hold_id} has no hold entry."
+
+
+def _audit_sums(db: sqlite3.Connection) -> Iterator[str]:
+    for request_id, cost, entries in db.execute(_COSTS, (_SHOWN_MAX,)):
+        yield f"Request {request_id} says {format_nanos(cost)}, its entries add up to {format_nanos(entries)}."
+    for sql, names in ((_RUNS, (*_NAMES, "admitted", "last_seq")), (_STEPS, _NAMES)):
+        for label, *numbers in db.execute(sql, (_SHOWN_MAX,)):
+            for name, kept, counted in zip(names, numbers[::2], numbers[1::2], strict=True):
+                if kept != counted:
+                    yield f"Run {label} says {name} {kept}, its calls add up to {counted}."

@@ -1,0 +1,91 @@
+"""What people and the SDK say about runs: reports, the stop switch, and runs that fell silent."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nemo_agents.admin.wire import RunReport, StepReport, StoppedBy
+from nemo_agents.errors import Code
+from nemo_agents.gateway.stores.writer_books import Books
+from nemo_agents.gateway.stores.writer_runs import RunRecord, StepRecord, lower, stop_json
+
+__all__ = ["check_report", "give_up_silent_runs", "report_run", "stop_run"]
+
+_STATES = frozenset({"running", "ok", "failed", "stopped"})
+
+
+def check_report(report: RunReport) -> None:
+    """Raise ValueError for a report that cannot be kept."""
+    for state in (report.state, *(step.state for step in report.steps)):
+        if state not in _STATES:
+            raise ValueError(f"the state of a run or step is one of {', '.join(sorted(_STATES))}, not {state!r}")
+
+
+def report_run(books: Books, fleet: str, run_id: str, report: RunReport) -> None:
+    """Insert or update what the SDK tells. Sums come from calls alone; caps are lowered and never raised."""
+    run = books.find_run(fleet, run_id) or books.new_run(
+        fleet=fleet, run_id=run_id, grouped=True, name=report.name, started_us=report.started_us
+    )
+    run.name = report.name or run.name
+    run.reported_state = report.state
+    run.started_us = report.started_us
+    run.last_us = max(run.last_us, report.started_us, report.ended_us or 0)
+    run.ended_us = report.ended_us
+    run.error = report.error
+    run.budget_nanos = lower(run.budget_nanos, report.budget_nanos)
+    run.max_calls = lower(run.max_calls, report.max_calls)
+    if report.stopped_by is not None:
+        run.stopped_by = msgspec.json.encode(report.stopped_by).decode()
+        run.stop_reported = 1
+    for told in report.steps:
+        _report_step(run, told)
+    books.touched(run)
+
+
+def stop_run(books: Books, fleet: str | None, run_id: str, now_us: int) -> bool:
+    """Refuse every further call of a run; without a fleet, of every run that has this id."""
+    if fleet is None:
+        rows = books.db.execute("SELECT run FROM runs WHERE run_id=?", (run_id,)).fetchall()
+        found = [books.run(run) for (run,) in rows]
+    else:
+        one = books.find_run(fleet, run_id)
+        found = [] if one is None else [one]
+    for run in found:
+        if run.stopped_us is None:
+            run.stopped_us = now_us
+            run.last_us = max(run.last_us, now_us)
+            if run.stopped_by is None:
+                stop = StoppedBy(
+                    kind="stopped",
+                    code=Code.RUN_STOPPED,
+                    scope="run",
+                    limit="stopped",
+                    message="stopped by hand",
+                )
+                run.stopped_by = stop_json(stop)
+        books.touched(run)
+    return bool(found)
+
+
+def give_up_silent_runs(books: Books, before_us: int) -> int:
+    """Mark runs as lost that the SDK still calls running, without an open call or a word since then."""
+    rows = books.db.execute(
+        "SELECT run FROM runs WHERE state='running' AND reported_state='running' AND open_calls=0 AND last_us < ?",
+        (before_us,),
+    ).fetchall()
+    for (number,) in rows:
+        run = books.run(number)
+        run.reported_state = "lost"
+        run.ended_us = run.last_us
+        books.touched(run)
+    return len(rows)
+
+
+def _report_step(run: RunRecord, told: StepReport) -> None:
+    step: StepRecord = run.step_named(told.step, parent=told.parent, role=told.role, started_us=told.started_us)
+    step.reported_state = told.state
+    step.started_us = told.started_us
+    step.last_us = max(step.last_us, told.started_us, told.ended_us or 0)
+    step.ended_us = told.ended_us
+    step.error = told.error
+    step.state = step.derive_state()
