@@ -1,0 +1,8 @@
+"""How the gateway reaches providers over HTTP."""
+
+from __future__ import annotations
+
+from nemo_agents.gateway.upstream.pool import PoolSettings
+from nemo_agents.gateway.upstream.provider import HttpProvider, read_all
+
+__all__ = ["HttpProvider", "PoolSettings", "read_all"]
