@@ -1,0 +1,371 @@
+"""The verdict: one sentence that says how a run ended and why, with the steps and calls it speaks of.
+
+Pure. The page makes links of the parts; the command line joins their texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nemo_agents.admin import wire
+from nemo_agents.errors import Code
+from nemo_agents.money import format_nanos
+from nemo_agents.viewer.text import duration, percent, plural, shorten
+
+__all__ = ["PROBLEM_STATES", "Part", "Verdict", "cause", "name_of", "why"]
+
+PROBLEM_STATES: Final = frozenset({"refused", "failed", "abandoned"})
+"""States of a call that gave its caller no answer."""
+
+_MESSAGE_LENGTH: Final = 300
+_BIG_SHARE: Final = 0.4  # a step that spent this much of a run is worth a clause
+_ENDS: Final = {
+    "length": ("1 answer was cut off at its token limit", "{} answers were cut off at their token limit"),
+    "content_filter": ("1 answer was withheld by the provider", "{} answers were withheld by the provider"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of the sentence; `call` (a request id) or `step` (a label) is what it speaks of, if anything."""
+
+    text: str
+    call: str | None = None
+    step: str | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How a run ended. `culprit` is the request id of the call to look at first, if there is one."""
+
+    state: str
+    parts: tuple[Part, ...]
+    culprit: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence without its links."""
+        return "".join(part.text for part in self.parts)
+
+
+def name_of(run: wire.RunRow) -> str:
+    """Return what to call a run: its name, else `unnamed run`, or `single call` for an ungrouped one."""
+    if run.name:
+        return run.name
+    return "unnamed run" if run.grouped else "single call"
+
+
+def why(detail: wire.RunDetail, *, now_us: int | None = None) -> Verdict:
+    """Explain a run. `now_us` (microseconds since the epoch) is used for a run that still goes on."""
+    match detail.run.state:
+        case "stopped":
+            return _stopped(detail)
+        case "failed":
+            return _failed(detail)
+        case "recovered":
+            return _recovered(detail)
+        case "ok":
+            return _ok(detail)
+        case "running":
+            return _running(detail, now_us)
+        case "lost":
+            return _lost(detail)
+        case other:
+            parts = (Part(text=other, strong=True), Part(text=f": {_sums(detail.run, len(detail.steps))}."))
+            return Verdict(state=other, parts=parts)
+
+
+def cause(run: wire.RunRow) -> str:
+    """Return the cause of a run's end in a few words, for a table; empty where nothing is to be explained."""
+    if run.stopped_by is not None:
+        at = f" at {run.stopped_by.step}" if run.stopped_by.step else ""
+        return shorten(_reason(run.stopped_by, run, None, it="a call") + at, 120)
+    if run.error:
+        return shorten(run.error, 120)
+    if run.state == "recovered":
+        return f"{plural(run.errors, 'call')} had no answer, the run went on"
+    if run.state == "lost":
+        return "no end was reported"
+    return ""
+
+
+# --- stopped ----------------------------------------------------------------------------------------------
+def _stopped(detail: wire.RunDetail) -> Verdict:
+    by = detail.run.stopped_by
+    call = _stopping_call(detail)
+    step = (by.step if by else None) or (call.step if call else None)
+    parts = [Part(text="Stopped", strong=True), *_place(step, call), Part(text=": ")]
+    if by is None:
+        parts.append(Part(text=_problem(call) if call else "no cause was reported"))
+    else:
+        parts.append(Part(text=_reason(by, detail.run, call)))
+    if by is None or by.kind in ("budget", "max_calls"):
+        parts += _left(detail.run)
+        parts += _spender(detail)
+    parts.append(Part(text="."))
+    return Verdict(state="stopped", parts=tuple(parts), culprit=call.request_id if call else None)
+
+
+def _stopping_call(detail: wire.RunDetail) -> wire.CallRow | None:
+    by = detail.run.stopped_by
+    if by is not None and by.request_id is not None:
+        return next((call for call in detail.calls if call.request_id == by.request_id), None)
+    refused = [call for call in detail.calls if call.state == "refused"]
+    if by is not None:
+        refused = [call for call in refused if call.code == by.code]
+    return refused[-1] if refused else None
+
+
+def _reason(by: wire.StoppedBy, run: wire.RunRow, call: wire.CallRow | None, *, it: str = "this call") -> str:
+    """Say which limit, guardrail or person ended a run; `it` is what was refused. No full stop."""
+    match by.kind:
+        case "budget":
+            return _budget_reason(by, run, call, it)
+        case "rate":
+            return f"the {by.limit or 'rate'} limit of the {by.scope or 'key'} was reached"
+        case "guardrail":
+            names = by.limit or (", ".join(call.guardrails) if call else "")
+            return f"guardrail {names} blocked {it}" if names else f"a guardrail blocked {it}"
+        case "max_calls":
+            most = f"all of its {plural(run.max_calls, 'call')}" if run.max_calls is not None else "all of its calls"
+            return f"the run has used {most}"
+        case "stopped":
+            return "it was stopped by hand"
+        case _:
+            message = shorten(by.message, _MESSAGE_LENGTH).rstrip(".")
+            return f"{by.code}, {message}" if message else by.code
+
+
+def _budget_reason(by: wire.StoppedBy, run: wire.RunRow, call: wire.CallRow | None, it: str) -> str:
+    whose = {
+        "run": "the run's budget",
+        "role": f"the budget of role {call.role}" if call and call.role else "the role's budget",
+        "fleet": f"the budget of fleet {run.fleet}" if run.fleet else "the fleet's budget",
+    }.get(by.scope or "", "a budget")
+    if by.scope == "run" and run.budget_nanos is not None:
+        whose += f" {format_nanos(run.budget_nanos)}"
+    if by.code == Code.BUDGET_EXHAUSTED:
+        return f"{whose} did not allow {it}"
+    if by.code == Code.REQUEST_EXCEEDS_BUDGET:
+        return f"{it} could cost more than all of {whose}"
+    if by.code == Code.BUDGET_HELD:
+        return f"{whose} was held by calls still in flight"
+    return f"{whose} did not allow {it} ({by.code})"
+
+
+def _left(run: wire.RunRow) -> list[Part]:
+    if run.budget_nanos is None or run.stopped_by is None or run.stopped_by.scope != "run":
+        return []
+    left = run.budget_nanos - run.cost_nanos
+    return [Part(text=f", {format_nanos(left)} of it was left")] if left > 0 else []
+
+
+def _spender(detail: wire.RunDetail) -> list[Part]:
+    total = sum(step.cost_nanos for step in detail.steps)
+    spending = [step for step in detail.steps if step.cost_nanos > 0]
+    if len(spending) < 2:
+        return []
+    most = max(spending, key=lambda step: step.cost_nanos)
+    if most.cost_nanos < _BIG_SHARE * total:
+        return []
+    share = percent(most.cost_nanos, max(total, detail.run.cost_nanos))
+    return [Part(text="; "), Part(text=f"step {most.step}", step=most.step), Part(text=f" spent {share}")]
+
+
+# --- failed -----------------------------------------------------------------------------------------------
+def _failed(detail: wire.RunDetail) -> Verdict:
+    call = _failing_call(detail)
+    if call is not None:
+        parts = [Part(text="Failed", strong=True), *_place(call.step, call), Part(text=f": {_problem(call)}")]
+        parts += [Part(text=_attempts_clause(call)), Part(text=".")]
+        if detail.run.error and detail.run.error != call.error:
+            parts.append(Part(text=f" The application ended with {_sentence(detail.run.error)}."))
+        return Verdict(state="failed", parts=tuple(parts), culprit=call.request_id)
+    step = next((step for step in reversed(detail.steps) if step.state == "failed"), None)
+    error = (step.error if step else None) or detail.run.error or "no error was reported"
+    parts = [Part(text="Failed", strong=True), *_place(step.step if step else None, None)]
+    parts.append(Part(text=f": {_sentence(error)}."))
+    if detail.calls and not any(each.state in PROBLEM_STATES for each in detail.calls):
+        all_of = "The one call" if len(detail.calls) == 1 else f"All {len(detail.calls):,} calls"
+        parts.append(Part(text=f" {all_of} to models succeeded, so look at the application."))
+    return Verdict(state="failed", parts=tuple(parts))
+
+
+def _failing_call(detail: wire.RunDetail) -> wire.CallRow | None:
+    """Return the last call without an answer, unless a later one of its step and model made up for it."""
+    problems = [call for call in detail.calls if call.state in PROBLEM_STATES]
+    if not problems or _made_up_for(problems[-1], detail.calls):
+        return None
+    return problems[-1]
+
+
+def _attempts_clause(call: wire.CallRow) -> str:
+    if len(call.attempt_rows) < 2:
+        return ""
+    tries = ", ".join(f"{row.model} {row.status or row.error or 'no answer'}" for row in call.attempt_rows[:6])
+    more = ", \N{HORIZONTAL ELLIPSIS}" if len(call.attempt_rows) > 6 else ""
+    return f", after {plural(len(call.attempt_rows), 'attempt')} ({tries}{more})"
+
+
+# --- recovered, ok, running, lost -------------------------------------------------------------------------
+def _recovered(detail: wire.RunDetail) -> Verdict:
+    problems = [call for call in detail.calls if call.state in PROBLEM_STATES]
+    parts = [Part(text="Recovered", strong=True), Part(text=": ")]
+    if problems:
+        groups = Counter(_label(call) for call in problems)
+        told = [
+            Part(
+                text=f"{plural(number, 'call')} {'was' if number == 1 else 'were'} {label}",
+                call=_first(problems, label),
+            )
+            if label.startswith("refused")
+            else Part(text=f"{plural(number, 'call')} {label}", call=_first(problems, label))
+            for label, number in groups.items()
+        ]
+        parts += _joined(told)
+        made_up = all(_made_up_for(call, detail.calls) for call in problems)
+        parts.append(Part(text=" and later succeeded" if made_up else ", and the run went on without an answer"))
+    moved = _fallbacks(detail.calls)
+    if moved:
+        parts += [Part(text="; " if problems else ""), *moved]
+    if not problems and not moved:
+        parts.append(Part(text="problems were reported and handled"))
+    parts.append(Part(text=f". {_capital(_sums(detail.run, len(detail.steps)))}."))
+    return Verdict(state="recovered", parts=tuple(parts), culprit=problems[0].request_id if problems else None)
+
+
+def _ok(detail: wire.RunDetail) -> Verdict:
+    parts = [Part(text="OK", strong=True), Part(text=f": {_sums(detail.run, len(detail.steps))}")]
+    for note in (_fallbacks(detail.calls), _odd_ends(detail.calls)):
+        if note:
+            parts += [Part(text="; "), *note]
+    parts.append(Part(text="."))
+    return Verdict(state="ok", parts=tuple(parts))
+
+
+def _running(detail: wire.RunDetail, now_us: int | None) -> Verdict:
+    run = detail.run
+    last = detail.calls[-1] if detail.calls else None
+    took = f" for {duration(now_us - run.started_us)}" if now_us is not None else ""
+    step = next((step.step for step in reversed(detail.steps) if step.state == "running"), None)
+    parts = [Part(text=f"Running{took}", strong=True), *_place((last and last.step) or step, last)]
+    parts.append(Part(text=f": {plural(run.calls, 'call')} so far, {_spent(run)}"))
+    problems = sum(call.state in PROBLEM_STATES for call in detail.calls)
+    if problems:
+        parts.append(Part(text=f", {plural(problems, 'call')} without an answer"))
+    parts.append(Part(text="."))
+    return Verdict(state="running", parts=tuple(parts), culprit=last.request_id if last else None)
+
+
+def _lost(detail: wire.RunDetail) -> Verdict:
+    last = detail.calls[-1] if detail.calls else None
+    parts = [Part(text="Lost", strong=True), Part(text=": the application reported no end; ")]
+    if last is None:
+        parts.append(Part(text="it made no call."))
+        return Verdict(state="lost", parts=tuple(parts))
+    ended = "is still open" if last.state == "open" else _problem(last) if last.state in PROBLEM_STATES else "succeeded"
+    parts += [Part(text="its last call,"), *_place(last.step, last), Part(text=f", {ended}. ")]
+    parts.append(Part(text=f"{_capital(_sums(detail.run, len(detail.steps)))}."))
+    return Verdict(state="lost", parts=tuple(parts), culprit=last.request_id)
+
+
+def _fallbacks(calls: Sequence[wire.CallRow]) -> list[Part]:
+    moved = [call for call in calls if call.state == "ok" and any(a.reason == "fallback" for a in call.attempt_rows)]
+    if not moved:
+        return []
+    first = moved[0]
+    failed, served = first.attempt_rows[0].model, first.model_served or first.attempt_rows[-1].model
+    text = f"{plural(len(moved), 'call')} fell back from {failed} to {served}"
+    same = all((c.attempt_rows[0].model, c.model_served or c.attempt_rows[-1].model) == (failed, served) for c in moved)
+    return [
+        Part(
+            text=text if same else f"{plural(len(moved), 'call')} fell back to another model",
+            call=first.request_id,
+        )
+    ]
+
+
+def _odd_ends(calls: Sequence[wire.CallRow]) -> list[Part]:
+    told = []
+    for reason, (one, many) in _ENDS.items():
+        cut = [call for call in calls if call.finish_reason == reason]
+        if cut:
+            told.append(Part(text=one if len(cut) == 1 else many.format(len(cut)), call=cut[0].request_id))
+    return _joined(told)
+
+
+# --- words ------------------------------------------------------------------------------------------------
+def _place(step: str | None, call: wire.CallRow | None) -> list[Part]:
+    """Write ` at step critique, call 7` with links."""
+    parts = [Part(text=" at "), Part(text=f"step {step}", step=step, strong=True)] if step else []
+    if call is not None:
+        parts += [
+            Part(text=", " if parts else " at "),
+            Part(text=f"call {call.seq}", call=call.request_id, strong=True),
+        ]
+    return parts
+
+
+def _problem(call: wire.CallRow) -> str:
+    """Say what became of a call that has no answer. No full stop."""
+    if call.state == "abandoned":
+        return "the caller hung up before the answer was complete"
+    code = call.code or (f"HTTP {call.status}" if call.status else call.state)
+    error = _sentence(call.error) if call.error else ""
+    return f"{code}, {error}" if error else code
+
+
+def _label(call: wire.CallRow) -> str:
+    if call.state == "abandoned":
+        return "ended by a caller that hung up"
+    what = f"{call.status or 'no status'} ({call.limit or call.code or call.state})"
+    return f"refused with {what}" if call.state == "refused" else f"failed with {what}"
+
+
+def _first(calls: Iterable[wire.CallRow], label: str) -> str:
+    return next(call.request_id for call in calls if _label(call) == label)
+
+
+def _made_up_for(problem: wire.CallRow, calls: Iterable[wire.CallRow]) -> bool:
+    """Whether a later call of the same step asked the same model and got an answer."""
+    return any(
+        call.state == "ok"
+        and (call.started_us, call.seq) > (problem.started_us, problem.seq)
+        and (call.step, call.model_asked) == (problem.step, problem.model_asked)
+        for call in calls
+    )
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    joined: list[Part] = []
+    for index, part in enumerate(parts):
+        if index:
+            joined.append(Part(text=" and " if index == len(parts) - 1 else ", "))
+        joined.append(part)
+    return joined
+
+
+def _sums(run: wire.RunRow, steps: int) -> str:
+    calls = plural(run.calls, "call")
+    where = f" in {plural(steps, 'step')}" if steps else ""
+    took = f", {duration(run.ended_us - run.started_us)}" if run.ended_us is not None else ""
+    return f"{calls}{where}, {format_nanos(run.cost_nanos)}{took}"
+
+
+def _spent(run: wire.RunRow) -> str:
+    spent = format_nanos(run.cost_nanos)
+    if run.budget_nanos is None:
+        return spent
+    return f"{spent} of {format_nanos(run.budget_nanos)} ({percent(run.cost_nanos, run.budget_nanos)})"
+
+
+def _sentence(text: str) -> str:
+    return shorten(text, _MESSAGE_LENGTH).rstrip(". ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,654 @@
+"""Runs built from the wire's structs, and a reader that serves them from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nemo_agents.admin import wire
+
+NOW_US = 1_772_373_600_000_000  # 2026-03-01 14:00:00 UTC
+SECOND = 1_000_000
+TOKEN = "read-token-of-the-tests"
+START = NOW_US - 120 * SECOND
+
+
+def call(seq: int, **given: Any) -> wire.CallRow:
+    run_id = given.get("run_id", "run_7f3a91c2d4e5f607")
+    values: dict[str, Any] = {
+        "request_id": f"req_{run_id[-6:]}_{seq:04d}",
+        "run_id": run_id,
+        "seq": seq,
+        "step": "plan",
+        "fleet": "research-crew",
+        "role": "planner",
+        "key_alias": "planner",
+        "key_id": "nemo_ab12cd34",
+        "endpoint": "/v1/chat/completions",
+        "stream": True,
+        "model_asked": "gpt-4o-mini",
+        "model_served": "gpt-4o-mini",
+        "provider": "openai",
+        "state": "ok",
+        "status": 200,
+        "code": None,
+        "error": None,
+        "limit": None,
+        "scope": None,
+        "started_us": START + (seq - 1) * SECOND,
+        "latency_us": 800_000,
+        "ttft_us": 250_000,
+        "input_tokens": 1_200 + 37 * seq,
+        "output_tokens": 180 + seq,
+        "cached_tokens": 0,
+        "cost_nanos": 2_100_000 + 13_000 * seq,
+        "held_nanos": 5_000_000,
+        "usage_source": "provider",
+        "finish_reason": "stop",
+        "attempts": 1,
+        "guardrails": [],
+    }
+    values |= given
+    if "attempt_rows" not in values:
+        values["attempt_rows"] = [] if values["state"] == "refused" else [attempt(1, values)]
+    values["attempts"] = len(values["attempt_rows"])
+    return wire.CallRow(**values)
+
+
+def attempt(n: int, of: dict[str, Any], **given: Any) -> wire.AttemptRow:
+    values: dict[str, Any] = {
+        "n": n,
+        "model": of["model_served"] or of["model_asked"],
+        "provider": of["provider"] or "openai",
+        "reason": "first",
+        "status": of["status"],
+        "error": of["error"],
+        "started_us": of["started_us"],
+        "latency_us": of["latency_us"],
+        "held_nanos": of["held_nanos"],
+        "cost_nanos": of["cost_nanos"],
+    }
+    return wire.AttemptRow(**(values | given))
+
+
+def refused(seq: int, code: str, status: int, **given: Any) -> wire.CallRow:
+    unsent: dict[str, Any] = {
+        "state": "refused",
+        "status": status,
+        "code": code,
+        "model_served": None,
+        "provider": None,
+        "latency_us": 3_000,
+        "ttft_us": None,
+        "input_tokens": None,
+        "output_tokens": None,
+        "cached_tokens": None,
+        "cost_nanos": 0,
+        "held_nanos": 0,
+        "usage_source": "none",
+        "finish_reason": None,
+    }
+    return call(seq, **(unsent | given))
+
+
+def detail(state: str, calls: list[wire.CallRow], **given: Any) -> wire.RunDetail:
+    """A run with sums over its calls, and a step for each label in order of appearance."""
+    steps_given = given.pop("steps", None)
+    steps: list[wire.StepRow] = steps_given if steps_given is not None else _steps_of(calls, state)
+    end = max([START, *(row.started_us + (row.latency_us or 0) for row in calls)])
+    values: dict[str, Any] = {
+        "run_id": calls[0].run_id if calls else "run_7f3a91c2d4e5f607",
+        "fleet": "research-crew",
+        "name": "market-brief",
+        "state": state,
+        "grouped": True,
+        "started_us": START - 20_000,
+        "ended_us": None if state in ("running", "lost") else end + 30_000,
+        **_sums(calls),
+        "roles": list(dict.fromkeys(row.role for row in calls if row.role)),
+        "models": list(dict.fromkeys(row.model_served for row in calls if row.model_served)),
+    }
+    return wire.RunDetail(run=wire.RunRow(**(values | given)), steps=steps, calls=calls)
+
+
+def _sums(calls: Sequence[wire.CallRow]) -> dict[str, int]:
+    return {
+        "calls": len(calls),
+        "errors": sum(row.state in ("refused", "failed", "abandoned") for row in calls),
+        "input_tokens": sum(row.input_tokens or 0 for row in calls),
+        "output_tokens": sum(row.output_tokens or 0 for row in calls),
+        "cached_tokens": sum(row.cached_tokens or 0 for row in calls),
+        "cost_nanos": sum(row.cost_nanos or 0 for row in calls),
+    }
+
+
+def _steps_of(calls: Sequence[wire.CallRow], state: str) -> list[wire.StepRow]:
+    labels = list(dict.fromkeys(row.step for row in calls if row.step))
+    steps = []
+    for seq, label in enumerate(labels, 1):
+        own = [row for row in calls if row.step == label]
+        last = seq == len(labels)
+        steps.append(
+            wire.StepRow(
+                seq=seq,
+                step=label,
+                parent=None,
+                role=own[0].role,
+                state=state if last and state in ("running", "failed", "stopped") else "ok",
+                started_us=own[0].started_us - 10_000,
+                ended_us=None if last and state == "running" else max(r.started_us + (r.latency_us or 0) for r in own),
+                **_sums(own),
+            )
+        )
+    return steps
+
+
+def pipeline(run_id: str, upto: int = 6) -> list[wire.CallRow]:
+    """The calls of a research pipeline: plan, research (twice, costly), write, critique, edit."""
+    shape = (
+        ("plan", "planner", "gpt-4o-mini", 1_400_000, 800_000),
+        ("research", "researcher", "gpt-4o", 14_800_000, 2_600_000),
+        ("research", "researcher", "gpt-4o", 15_900_000, 3_100_000),
+        ("write", "writer", "claude-3-5-sonnet-20241022", 9_700_000, 5_200_000),
+        ("critique", "critic", "gpt-4o-mini", 1_100_000, 1_300_000),
+        ("edit", "writer", "claude-3-5-sonnet-20241022", 6_200_000, 2_900_000),
+    )
+    calls = []
+    at = START
+    for seq, (step, role, model, nanos, took) in enumerate(shape[:upto], 1):
+        calls.append(
+            call(
+                seq,
+                run_id=run_id,
+                step=step,
+                role=role,
+                key_alias=role,
+                model_asked=model,
+                model_served=model,
+                cost_nanos=nanos,
+                latency_us=took,
+                ttft_us=took // 4,
+                started_us=at,
+                provider="anthropic" if "claude" in model else "openai",
+                cached_tokens=512 if seq > 2 else 0,
+            )
+        )
+        at += took + 150_000
+    return calls
+
+
+def ok() -> wire.RunDetail:
+    return detail("ok", pipeline("run_00a1b2c3d4e5f601"))
+
+
+def stopped_by_budget() -> wire.RunDetail:
+    calls = pipeline("run_01b7e2c3d4e5f602", 5)
+    after = calls[-1].started_us + 1_500_000
+    error = "the run's budget $0.05 does not allow this call: $0.0429 spent, $0.0081 needed, $0.0071 left"
+    calls.append(
+        refused(
+            6,
+            "budget_exhausted",
+            402,
+            run_id=calls[0].run_id,
+            step="edit",
+            role="writer",
+            limit="budget",
+            scope="run",
+            error=error,
+            started_us=after,
+            model_asked="claude-3-5-sonnet-20241022",
+        )
+    )
+    by = wire.StoppedBy(
+        kind="budget",
+        code="budget_exhausted",
+        scope="run",
+        limit="budget",
+        step="edit",
+        request_id=calls[-1].request_id,
+        message=error,
+    )
+    return detail("stopped", calls, budget_nanos=50_000_000, max_calls=20, stopped_by=by)
+
+
+def failed_upstream() -> wire.RunDetail:
+    calls = pipeline("run_02c7e2c3d4e5f603", 3)
+    base: dict[str, Any] = {
+        "run_id": calls[0].run_id,
+        "step": "write",
+        "role": "writer",
+        "model_asked": "fast-reasoning",
+        "model_served": None,
+        "provider": None,
+        "state": "failed",
+        "status": 502,
+        "code": "upstream_error",
+        "error": "every attempt failed; the last said: overloaded_error: Overloaded",
+        "started_us": START + 7 * SECOND,
+        "latency_us": 3_400_000,
+        "ttft_us": None,
+        "input_tokens": None,
+        "output_tokens": None,
+        "cost_nanos": 0,
+        "held_nanos": 12_000_000,
+        "finish_reason": None,
+        "usage_source": "none",
+    }
+    at = START + 7 * SECOND
+    base["attempt_rows"] = [
+        wire.AttemptRow(
+            n=1,
+            model="o3-mini",
+            provider="openai",
+            reason="first",
+            status=500,
+            error="server_error",
+            started_us=at,
+            latency_us=900_000,
+            held_nanos=9_000_000,
+            cost_nanos=0,
+        ),
+        wire.AttemptRow(
+            n=2,
+            model="o3-mini",
+            provider="openai",
+            reason="retry",
+            status=500,
+            error="server_error",
+            started_us=at + 1_100_000,
+            latency_us=800_000,
+            held_nanos=9_000_000,
+            cost_nanos=0,
+        ),
+        wire.AttemptRow(
+            n=3,
+            model="claude-3-5-sonnet-20241022",
+            provider="anthropic",
+            reason="fallback",
+            status=529,
+            error="overloaded_error",
+            started_us=at + 2_000_000,
+            latency_us=1_400_000,
+            held_nanos=12_000_000,
+            cost_nanos=0,
+        ),
+    ]
+    calls.append(call(4, **base))
+    return detail("failed", calls, error="UpstreamFailed: the gateway answered 502")
+
+
+def failed_in_application() -> wire.RunDetail:
+    calls = pipeline("run_03d7e2c3d4e5f604", 2)
+    return detail("failed", calls, error="ValueError: no table in the model's answer")
+
+
+def recovered() -> wire.RunDetail:
+    calls = pipeline("run_04e7e2c3d4e5f605", 2)
+    same = {"run_id": calls[0].run_id, "step": "research", "role": "researcher", "model_asked": "gpt-4o"}
+    at = calls[-1].started_us + 2_800_000
+    for seq in (3, 4):
+        calls.append(
+            refused(
+                seq,
+                "rate_limit_exceeded",
+                429,
+                limit="rpm",
+                scope="role",
+                started_us=at + seq * 400_000,
+                error="30 requests in the last minute, which is the limit; retry after 1.2 s",
+                **same,
+            )
+        )
+    calls.append(call(5, **same, model_served="gpt-4o", started_us=at + 3 * SECOND, latency_us=1_900_000))
+    return detail("recovered", calls)
+
+
+def running() -> wire.RunDetail:
+    calls = pipeline("run_05f7e2c3d4e5f606", 3)
+    calls.append(
+        call(
+            4,
+            run_id=calls[0].run_id,
+            step="write",
+            role="writer",
+            state="open",
+            status=None,
+            latency_us=None,
+            ttft_us=None,
+            input_tokens=None,
+            output_tokens=None,
+            cost_nanos=None,
+            started_us=NOW_US - 4 * SECOND,
+            finish_reason=None,
+            usage_source=None,
+            model_served=None,
+        )
+    )
+    return detail("running", calls, budget_nanos=100_000_000)
+
+
+def rate_limited() -> wire.RunDetail:
+    calls = [
+        refused(
+            seq,
+            "rate_limit_exceeded",
+            429,
+            run_id="run_06a7e2c3d4e5f607",
+            limit="tpm",
+            scope="role",
+            error="100,000 tokens a minute",
+        )
+        for seq in range(1, 13)
+    ]
+    by = wire.StoppedBy(kind="rate", code="rate_limit_exceeded", scope="role", limit="tpm", step="plan")
+    return detail("stopped", calls, stopped_by=by)
+
+
+def guardrail_block() -> wire.RunDetail:
+    calls = pipeline("run_07b7e2c3d4e5f608", 2)
+    calls[1].guardrails = ["pii-filter"]
+    calls.append(
+        refused(
+            3,
+            "guardrail_blocked",
+            400,
+            run_id=calls[0].run_id,
+            step="write",
+            role="writer",
+            guardrails=["prompt-injection-detect"],
+            error="the last tool result asks to ignore instructions",
+        )
+    )
+    by = wire.StoppedBy(kind="guardrail", code="guardrail_blocked", step="write", request_id=calls[-1].request_id)
+    return detail("stopped", calls, stopped_by=by)
+
+
+def fallback() -> wire.RunDetail:
+    calls = pipeline("run_08c7e2c3d4e5f609")
+    moved = calls[3]
+    moved.model_asked, moved.model_served = "fast-reasoning", "claude-3-5-sonnet-20241022"
+    at = moved.started_us
+    moved.attempt_rows = [
+        wire.AttemptRow(
+            n=1,
+            model="o3-mini",
+            provider="openai",
+            reason="first",
+            status=429,
+            error="tokens per min",
+            started_us=at,
+            latency_us=500_000,
+            held_nanos=9_000_000,
+            cost_nanos=0,
+        ),
+        wire.AttemptRow(
+            n=2,
+            model="claude-3-5-sonnet-20241022",
+            provider="anthropic",
+            reason="fallback",
+            status=200,
+            started_us=at + 900_000,
+            latency_us=4_300_000,
+            held_nanos=9_900_000,
+            cost_nanos=9_700_000,
+        ),
+    ]
+    moved.attempts, moved.ttft_us = 2, 1_700_000
+    calls[5].finish_reason = "length"
+    return detail("ok", calls)
+
+
+def huge() -> wire.RunDetail:
+    calls = [
+        call(
+            seq,
+            run_id="run_09d7e2c3d4e5f610",
+            step=f"round {seq // 50 + 1}",
+            started_us=START + seq * 200_000,
+            latency_us=150_000 + seq * 100,
+            ttft_us=60_000,
+        )
+        for seq in range(1, 501)
+    ]
+    return detail("ok", calls, name="batch of five hundred", budget_nanos=5_000_000_000)
+
+
+def nested() -> wire.RunDetail:
+    calls = pipeline("run_10e7e2c3d4e5f611")
+    made = detail("ok", calls)
+    parents = {"research": "plan", "write": None, "critique": "write", "edit": "critique"}
+    for step in made.steps:
+        step.parent = parents.get(step.step)
+    return made
+
+
+def max_calls() -> wire.RunDetail:
+    calls = pipeline("run_11f7e2c3d4e5f612", 4)
+    calls.append(
+        refused(5, "run_stopped", 403, run_id=calls[0].run_id, step="critique", limit="max_calls", scope="run")
+    )
+    by = wire.StoppedBy(
+        kind="max_calls", code="run_stopped", scope="run", limit="max_calls", request_id=calls[-1].request_id
+    )
+    return detail("stopped", calls, stopped_by=by, max_calls=4)
+
+
+def lost() -> wire.RunDetail:
+    return detail("lost", pipeline("run_12a8e2c3d4e5f613", 3))
+
+
+def single() -> wire.RunDetail:
+    only = call(
+        1,
+        run_id="req_130000000001",
+        step=None,
+        role="embeddings",
+        endpoint="/v1/embeddings",
+        model_asked="text-embedding-3-small",
+        model_served="text-embedding-3-small",
+        output_tokens=0,
+        stream=False,
+    )
+    return detail("ok", [only], name="", grouped=False)
+
+
+SCENARIOS = {
+    make.__name__: make
+    for make in (
+        ok,
+        stopped_by_budget,
+        failed_upstream,
+        failed_in_application,
+        recovered,
+        running,
+        rate_limited,
+        guardrail_block,
+        fallback,
+        huge,
+        nested,
+        max_calls,
+        lost,
+        single,
+    )
+}
+
+
+def conversation(row: wire.CallRow) -> wire.CallContent:
+    """What a call of the pipeline said; later calls of a step repeat the earlier ones' messages."""
+    prompt: list[Any] = [
+        {"role": "system", "content": "You are a careful analyst. Answer in Markdown.\nNever invent a number."},
+        {"role": "user", "content": "How did heat pump sales in Europe develop from 2019 to 2024?"},
+    ]
+    if row.step == "research" and row.seq > 2:
+        prompt += [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "call_1",
+                        "type": "function",
+                        "function": {"name": "web_search", "arguments": '{"query":"heat pump sales EU","limit":5}'},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "call_1", "content": "EU heat pump sales fell 21 % in 2024 …"},
+        ]
+    answer: Any = None
+    if row.state == "ok":
+        answer = {"role": "assistant", "content": "Sales peaked in 2022 and fell by about a third until 2024."}
+        if row.step == "research" and row.seq == 2:
+            answer = {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "id": "call_1",
+                        "type": "function",
+                        "function": {"name": "web_search", "arguments": '{"query":"heat pump sales EU","limit":5}'},
+                    }
+                ],
+            }
+    tools = [
+        {"type": "function", "function": {"name": "web_search", "parameters": {"type": "object"}}},
+        {"type": "function", "function": {"name": "fetch_url", "parameters": {"type": "object"}}},
+    ]
+    params: dict[str, Any] = {"temperature": 0.2, "max_tokens": 800}
+    if row.step == "research":
+        params |= {"tools": tools, "tool_choice": "auto"}
+    return wire.CallContent(request_id=row.request_id, prompt=prompt, params=params, answer=answer)
+
+
+def fleets() -> list[wire.FleetStatus]:
+    def role(name: str, **given: Any) -> wire.RoleStatus:
+        values: dict[str, Any] = {
+            "role": name,
+            "key_id": f"nemo_{name[:8]}",
+            "state": "active",
+            "models": ["gpt-4o-mini"],
+            "spent_nanos": 3_210_000_000,
+            "held_nanos": 0,
+            "budget_nanos": 20_000_000_000,
+            "period": "day",
+            "resets_at_us": NOW_US + 36_000 * SECOND,
+            "alert_at": 0.8,
+            "rpm": 60,
+            "rpm_used": 12,
+            "tpm": None,
+            "tpm_used": 0,
+            "last_used_us": NOW_US - 40 * SECOND,
+        }
+        return wire.RoleStatus(**(values | given))
+
+    roles = [
+        role("orchestrator", models=["fast-reasoning"], rpm=30, rpm_used=30),
+        role(
+            "researcher",
+            spent_nanos=71_400_000_000,
+            held_nanos=4_000_000_000,
+            budget_nanos=80_000_000_000,
+            tpm=100_000,
+            tpm_used=64_200,
+            guardrails=["pii-filter", "prompt-injection-detect"],
+            rpm=120,
+        ),
+        role("writer", spent_nanos=20_000_000_000, models=["claude-3-5-sonnet-20241022"], guardrails=["secrets"]),
+        role(
+            "critic",
+            state="blocked",
+            budget_nanos=None,
+            period=None,
+            resets_at_us=None,
+            alert_at=None,
+            last_used_us=None,
+        ),
+    ]
+    crew = wire.FleetStatus(
+        fleet="research-crew",
+        spent_nanos=97_820_000_000,
+        held_nanos=4_000_000_000,
+        budget_nanos=170_000_000_000,
+        period="day",
+        resets_at_us=NOW_US + 36_000 * SECOND,
+        roles=roles,
+    )
+    empty = wire.FleetStatus(
+        fleet="empty", spent_nanos=0, held_nanos=0, budget_nanos=None, period=None, resets_at_us=None, roles=[]
+    )
+    return [crew, empty]
+
+
+class MemoryReader:
+    """Serves runs from memory, with the filters of the protocol; a cursor is an offset."""
+
+    def __init__(self, details: Sequence[wire.RunDetail], fleet_rows: Sequence[wire.FleetStatus] = ()) -> None:
+        self.details = list(details)
+        self.fleets = list(fleet_rows)
+        self.contents = {row.request_id: conversation(row) for each in details for row in each.calls}
+        self.asked: list[dict[str, Any]] = []
+        self.fails: Exception | None = None
+
+    async def list_runs(self, *, before: str | None, limit: int, **where: Any) -> wire.RunPage:
+        self._ask(where)
+        rows = [each for each in self.details if self._run_matches(each, where)]
+        page, following = self._cut(rows, before, limit)
+        return wire.RunPage(runs=[each.run for each in page], next=following)
+
+    async def get_run(self, run_id: str) -> wire.RunDetail | None:
+        self._ask({"run_id": run_id})
+        if run_id == "last":
+            return self.details[0]
+        found = [each for each in self.details if each.run.run_id.startswith(run_id)]
+        return found[0] if len(found) == 1 else None
+
+    async def list_calls(self, *, before: str | None, limit: int, **where: Any) -> wire.LogPage:
+        self._ask(where)
+        rows = [
+            row
+            for each in self.details
+            for row in each.calls
+            if where["run_id"] in (None, row.run_id)
+            and where["role"] in (None, row.role)
+            and where["model"] in (None, row.model_asked, row.model_served)
+            and where["status"] in (None, row.status)
+        ]
+        rows.sort(key=lambda row: -row.started_us)
+        page, following = self._cut(rows, before, limit)
+        return wire.LogPage(calls=page, next=following)
+
+    async def get_contents(self, ids: Sequence[str]) -> dict[str, wire.CallContent]:
+        self._ask({"contents": list(ids)})
+        return {each: self.contents[each] for each in ids if each in self.contents}
+
+    async def fleet_status(self) -> list[wire.FleetStatus]:
+        self._ask({})
+        return self.fleets
+
+    def _ask(self, what: dict[str, Any]) -> None:
+        self.asked.append(what)
+        if self.fails is not None:
+            raise self.fails
+
+    @staticmethod
+    def _run_matches(each: wire.RunDetail, where: dict[str, Any]) -> bool:
+        return (
+            where["state"] in (None, each.run.state)
+            and where["fleet"] in (None, each.run.fleet)
+            and (where["role"] is None or where["role"] in each.run.roles)
+            and (where["model"] is None or where["model"] in each.run.models)
+            and (where["status"] is None or any(row.status == where["status"] for row in each.calls))
+            and (where["since_us"] is None or each.run.started_us >= where["since_us"])
+        )
+
+    @staticmethod
+    def _cut(rows: Sequence[Any], before: str | None, limit: int) -> tuple[list[Any], str | None]:
+        start = int(before) if before is not None else 0  # ValueError for a cursor that was never given
+        end = start + limit
+        return list(rows[start:end]), str(end) if end < len(rows) else None
+
+
+def reader() -> MemoryReader:
+    return MemoryReader([make() for make in SCENARIOS.values()], fleets())
+
+
+__all__ = ["SCENARIOS", "TOKEN", "MemoryReader", "reader"]
