@@ -21,6 +21,7 @@ __all__ = [
     "CHAT",
     "EMBEDDINGS",
     "ENDPOINTS",
+    "NOT_FROM_CLIENTS",
     "Endpoint",
     "budget_refusal",
     "check_shape",
@@ -46,6 +47,25 @@ class Endpoint:
 CHAT = Endpoint(path="/v1/chat/completions", upstream_path="/chat/completions", kind="chat")
 EMBEDDINGS = Endpoint(path="/v1/embeddings", upstream_path="/embeddings", kind="embeddings")
 ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, EMBEDDINGS)}
+
+NOT_FROM_CLIENTS = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "api_type",
+        "api_version",
+        "aws_access_key_id",
+        "aws_secret_access_key",
+        "aws_session_token",
+        "azure_ad_token",
+        "base_url",
+        "custom_llm_provider",
+        "extra_headers",
+        "headers",
+        "vertex_credentials",
+    }
+)
+"""Fields by which other gateways let a client say where a request goes, with which credentials: dropped unread."""
 
 
 def check_shape(body: object, endpoint: Endpoint) -> Refusal | None:

@@ -57,9 +57,7 @@ class SseSplitter:
         "_too_large",
     )
 
-    def __init__(
-        self, *, line_limit_bytes: int = LINE_LIMIT_BYTES, event_limit_bytes: int = EVENT_LIMIT_BYTES
-    ) -> None:
+    def __init__(self, *, line_limit_bytes: int = LINE_LIMIT_BYTES, event_limit_bytes: int = EVENT_LIMIT_BYTES) -> None:
         self._line_limit = line_limit_bytes
         self._event_limit = event_limit_bytes
         self._buffer = bytearray()  # always begins where an event begins

@@ -1,9 +1,20 @@
 """Known patterns of prompt injection, scored.
 
-Honesty: this detects known patterns; it is not a protection. Measured on texts that no pattern was written
-from, it stays silent on far more attacks than it catches, by design: false alarms on documentation and source
-code are held below one text in two hundred, because a guardrail that cries wolf gets switched off. The few
-structural rules (invisible tag characters, chat-template role tokens) are exact and block by themselves.
+Honesty: this detects known patterns; it is not a protection. Measured on texts that no pattern was written from:
+
+=====================================================  ==========  =========
+text                                                   texts       blocked
+=====================================================  ==========  =========
+attacks, bastioncorpus 0.6.0                           118         33 %
+jailbreak seeds, spikee 0.9.2                          69          19 %
+honest look-alikes of attacks, bastioncorpus 0.6.0     63          0
+package documentation, first 8,000 characters          63          0
+Python source code, first 8,000 characters             1,200       1
+=====================================================  ==========  =========
+
+So it stays silent on most attacks it does not know, by design: a guardrail that cries wolf gets switched off. The few
+structural rules (invisible tag characters, chat-template role tokens) are exact and block by themselves. An attack that
+is split over several messages or parts, translated, or put in an image is not seen.
 """
 
 from __future__ import annotations

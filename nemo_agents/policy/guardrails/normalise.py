@@ -37,7 +37,7 @@ class Views:
     """The ways to read one text, all lower case.
 
     `folded` has single spaces and Latin letters where they were imitated; `native` is the same before
-    folding, None where that makes no difference. `squeezed` are spaced-out words written together, `decoded`
+    folding, None for plain ASCII. `squeezed` are spaced-out words written together, `decoded`
     what base64 hid.
     """
 
@@ -58,6 +58,8 @@ def normalise(text: str) -> Views:
         hidden = "".join(_untag(match[0]) for match in _TAGS.finditer(without_flags))
         tags = _TAGS.search(without_flags) is not None or _SELECTORS.search(visible) is not None
         split_words = _SPLIT_WORD.search(visible) is not None
+        # two ligatures that NFKC makes into 18 and 8 characters: no text should grow that much
+        without_flags = without_flags.replace("\ufdfa", " ").replace("\ufdfb", " ")
         visible = _ZERO_WIDTH.sub("", _SELECTORS.sub("", _TAGS.sub("", without_flags)))
         visible = unicodedata.normalize("NFKC", f"{visible} {hidden}" if hidden else visible)
     native = _SPACE.sub(" ", visible.lower())
@@ -65,7 +67,7 @@ def normalise(text: str) -> Views:
     spaced = visible.lower() if native is folded else _fold(visible.lower())
     return Views(
         folded=folded,
-        native=None if folded == native else native,
+        native=None if native.isascii() else native,
         squeezed=" ".join(_BETWEEN.sub("", match[0]) for match in _SPACED.finditer(spaced)),
         decoded=_SPACE.sub(" ", " . ".join(_decode(visible)).lower()),
         tags=tags,

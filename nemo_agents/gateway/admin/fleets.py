@@ -1,0 +1,210 @@
+"""`/team/…` and `/model/…`: a fleet is a LiteLLM team, a model group several LiteLLM models of one name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nemo_agents.admin.wire import DeploymentRow, TeamRow
+from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
+from nemo_agents.gateway.admin.faults import bad, not_found
+from nemo_agents.gateway.admin.fields import check_period, iso, parse_budget, parse_fields, parse_limit
+from nemo_agents.gateway.admin.json import json_response
+from nemo_agents.gateway.admin.keys import key_rows
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.stores.base import FleetRecord
+from nemo_agents.money import nanos_to_wire
+from nemo_agents.policy.routing import Deployment
+
+__all__ = ["ROUTES"]
+
+
+class TeamFields(msgspec.Struct, kw_only=True):
+    """What `/team/new` and `/team/update` may set; in an update an absent field stays and null clears."""
+
+    team_id: str | None = None
+    team_alias: str | None = None
+    max_budget: float | None | UnsetType = UNSET
+    budget_duration: str | None | UnsetType = UNSET
+    rpm_limit: int | None | UnsetType = UNSET
+    tpm_limit: int | None | UnsetType = UNSET
+    models: list[str] | None | UnsetType = UNSET
+    metadata: dict[str, Any] | None | UnsetType = UNSET
+    blocked: bool | None | UnsetType = UNSET
+
+
+class TeamNames(msgspec.Struct, kw_only=True):
+    """A body that names fleets."""
+
+    team_ids: list[str]
+
+
+class ModelFields(msgspec.Struct, kw_only=True):
+    """One deployment: `litellm_params.model` is `provider/model`, `model_info.team_id` the fleet it belongs to."""
+
+    model_name: str
+    litellm_params: dict[str, Any]
+    model_info: dict[str, Any] = {}
+
+
+class ModelName(msgspec.Struct, kw_only=True):
+    """A body that names one deployment."""
+
+    id: str
+
+
+async def _new(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    fields = parse_fields(raw, TeamFields)
+    name = fields.team_id or fields.team_alias
+    if not name:
+        raise bad("`team_id` names the fleet.", "team_id")
+    if name in gateway.fleets:
+        raise bad(f"A fleet named {name!r} exists; use /team/update.", "team_id")
+    fleet = _apply(FleetRecord(fleet=name, created_us=gateway.clock.now_us()), fields, gateway.clock.now_us())
+    await gateway.put_fleet(fleet)
+    return json_response(await _row(gateway, fleet))
+
+
+async def _update(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    fields = parse_fields(raw, TeamFields)
+    fleet = _apply(_fleet(gateway, fields.team_id), fields, gateway.clock.now_us())
+    await gateway.put_fleet(fleet)
+    return json_response({"team_id": fleet.fleet, "data": await _row(gateway, fleet)})
+
+
+async def _info(gateway: Gateway, request: Request, _caller: Caller, _raw: bytes) -> Response:
+    fleet = _fleet(gateway, request.query_params.get("team_id"))
+    keys = [g for g in gateway.keyring.grants() if g.fleet == fleet.fleet and g.revoked_us is None]
+    return json_response(
+        {
+            "team_id": fleet.fleet,
+            "team_info": await _row(gateway, fleet),
+            "keys": await key_rows(gateway, keys),
+            "team_memberships": [],
+        }
+    )
+
+
+async def _list(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    return json_response([await _row(gateway, fleet) for fleet in gateway.fleets.values()])
+
+
+async def _delete(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    names = parse_fields(raw, TeamNames).team_ids
+    deleted = [name for name in names if await gateway.delete_fleet(name)]
+    if not deleted:
+        raise not_found("Team")
+    return json_response({"deleted_teams": deleted})
+
+
+async def _model_new(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    fields = parse_fields(raw, ModelFields)
+    params, info = fields.litellm_params, fields.model_info
+    if set(params) & {"api_base", "api_key", "base_url"}:
+        raise bad("Provider addresses and credentials come from the gateway's configuration, never from here.")
+    model, order, weight = params.get("model"), params.get("order", 0), params.get("weight", 1)
+    if not isinstance(model, str) or not model:
+        raise bad("`litellm_params.model` must be provider/model.", "litellm_params")
+    if type(order) is not int or type(weight) is not int or not 0 <= order <= 10_000 or not 1 <= weight <= 10_000:
+        raise bad("`order` (from 0) and `weight` (from 1) must be whole numbers.", "litellm_params")
+    fleet, named = info.get("team_id"), info.get("id")
+    if not isinstance(fleet, str | None) or not isinstance(named, str | None):
+        raise bad("`model_info.id` and `model_info.team_id` must be texts.", "model_info")
+    deployment = Deployment(
+        deployment_id=named or gateway.ids.grant_id(),
+        fleet=fleet,
+        group=fields.model_name,
+        model=model,
+        order=order,
+        weight=weight,
+    )
+    await gateway.put_deployment(deployment)
+    return json_response(_model_row(deployment))
+
+
+async def _model_info(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    rows = [_model_row(deployment) for deployment in gateway.deployments.values()]
+    return json_response({"data": rows})
+
+
+async def _model_delete(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    name = parse_fields(raw, ModelName).id
+    if not await gateway.delete_deployment(name):
+        raise not_found("Model")
+    return json_response({"message": f"Model: {name} deleted successfully"})
+
+
+def _apply(fleet: FleetRecord, fields: TeamFields, now_us: int) -> FleetRecord:
+    changes: dict[str, Any] = {"updated_us": now_us}
+    if fields.max_budget is not UNSET:
+        changes["budget_nanos"] = parse_budget(fields.max_budget)
+    if fields.budget_duration is not UNSET:
+        check_period(fields.budget_duration)
+        changes["budget_duration"] = fields.budget_duration
+    if fields.rpm_limit is not UNSET:
+        changes["rpm"] = parse_limit(fields.rpm_limit, "rpm_limit")
+    if fields.tpm_limit is not UNSET:
+        changes["tpm"] = parse_limit(fields.tpm_limit, "tpm_limit")
+    if fields.models is not UNSET:
+        changes["models"] = tuple(fields.models or ())
+    if fields.blocked is not UNSET:
+        changes["blocked"] = bool(fields.blocked)
+    if fields.metadata is not UNSET:
+        metadata = fields.metadata or {}
+        ours = metadata.get("nemo")
+        alert_at = ours.get("alert_at") if isinstance(ours, dict) else None
+        if alert_at is not None and not (isinstance(alert_at, (int, float)) and 0 < alert_at <= 1):
+            raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
+        changes |= {"metadata": metadata, "alert_at": alert_at}
+    return replace(fleet, **changes)
+
+
+def _fleet(gateway: Gateway, name: str | None) -> FleetRecord:
+    if name is None or name not in gateway.fleets:
+        raise not_found("Team")
+    return gateway.fleets[name]
+
+
+async def _row(gateway: Gateway, fleet: FleetRecord) -> TeamRow:
+    scope = gateway.fleet_scope(fleet.fleet, now_us=gateway.clock.now_us())
+    (balance,) = await gateway.store.balances([scope])
+    return TeamRow(
+        team_id=fleet.fleet,
+        team_alias=fleet.fleet,
+        models=list(fleet.models),
+        spend=nanos_to_wire(balance.posted_nanos),
+        max_budget=None if fleet.budget_nanos is None else nanos_to_wire(fleet.budget_nanos),
+        budget_duration=fleet.budget_duration,
+        budget_reset_at=iso(scope.resets_at_us),
+        rpm_limit=fleet.rpm,
+        tpm_limit=fleet.tpm,
+        metadata=fleet.metadata,
+        blocked=fleet.blocked,
+        created_at=iso(fleet.created_us),
+        updated_at=iso(fleet.updated_us),
+    )
+
+
+def _model_row(deployment: Deployment) -> DeploymentRow:
+    return DeploymentRow(
+        model_name=deployment.group,
+        litellm_params={"model": deployment.model, "order": deployment.order, "weight": deployment.weight},
+        model_info={"id": deployment.deployment_id, "team_id": deployment.fleet},
+    )
+
+
+ROUTES = [
+    AdminRoute(method="POST", path="/team/new", access=Access.ADMIN, handler=_new),
+    AdminRoute(method="POST", path="/team/update", access=Access.ADMIN, handler=_update),
+    AdminRoute(method="GET", path="/team/info", access=Access.ADMIN, handler=_info),
+    AdminRoute(method="GET", path="/team/list", access=Access.ADMIN, handler=_list),
+    AdminRoute(method="POST", path="/team/delete", access=Access.ADMIN, handler=_delete),
+    AdminRoute(method="POST", path="/model/new", access=Access.ADMIN, handler=_model_new),
+    AdminRoute(method="GET", path="/model/info", access=Access.ADMIN, handler=_model_info),
+    AdminRoute(method="POST", path="/model/delete", access=Access.ADMIN, handler=_model_delete),
+]

@@ -1,0 +1,166 @@
+"""`/nemo/…`: runs, request log, status, ledger check; what LiteLLM has no endpoint for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nemo_agents import __version__
+from nemo_agents.admin import wire
+from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
+from nemo_agents.gateway.admin.faults import AdminFault, bad, not_found
+from nemo_agents.gateway.admin.fields import parse_fields
+from nemo_agents.gateway.admin.json import json_response
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.status import fleet_statuses
+from nemo_agents.gateway.stores.base import LogFilter
+from nemo_agents.policy.guardrails import BUILTIN
+
+__all__ = ["ROUTES"]
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
+_NUMBERS = ("status", "since_us")
+_TEXTS = ("fleet", "role", "model", "code", "run_id", "state")
+
+
+class _Path(msgspec.Struct):
+    path: str = "/runs"
+
+
+async def _live(_gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    return json_response({"status": "alive"})
+
+
+async def _ready(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    await gateway.store.flush()
+    return json_response({"status": "ready"})
+
+
+async def _info(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    return json_response(
+        {
+            "version": __version__,
+            "providers": sorted(gateway.providers),
+            "stand_in": gateway.stand_in,
+            "guardrails": list(BUILTIN),
+        }
+    )
+
+
+async def _status(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    wanted = caller.fleet if caller.fleet is not None else request.query_params.get("fleet")
+    statuses = await fleet_statuses(gateway)
+    return json_response([status for status in statuses if wanted in (None, status.fleet)])
+
+
+async def _runs(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    where, before, limit = _page(request, caller)
+    try:
+        return json_response(await gateway.store.runs(where, before=before, limit=limit))
+    except ValueError as error:
+        raise bad(f"`before`: {error}.", "before") from None
+
+
+async def _logs(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    where, before, limit = _page(request, caller)
+    try:
+        return json_response(await gateway.store.calls(where, before=before, limit=limit))
+    except ValueError as error:
+        raise bad(f"`before`: {error}.", "before") from None
+
+
+async def _run(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    return json_response(await _find_run(gateway, request, caller))
+
+
+async def _stop(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    detail = await _find_run(gateway, request, caller)
+    if not await gateway.stop_run(detail.run.fleet, detail.run.run_id):
+        raise not_found("Run")
+    return json_response({"run_id": detail.run.run_id, "stopped": True})
+
+
+async def _report(gateway: Gateway, request: Request, caller: Caller, raw: bytes) -> Response:
+    fleet, run_id = caller.fleet, request.path_params["run_id"]
+    if fleet is None:
+        raise AdminFault(403, "A run is reported with a virtual key of its fleet.", "auth_error")
+    if _RUN_ID.fullmatch(run_id) is None:
+        raise bad("A run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -.", "run_id")
+    await gateway.store.report_run(fleet, run_id, parse_fields(raw, wire.RunReport))
+    detail = await gateway.store.run(run_id, fleet=fleet)
+    if detail is None:
+        raise not_found("Run")
+    return json_response(detail.run)
+
+
+async def _call(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    return json_response(await _find_call(gateway, request, caller))
+
+
+async def _content(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    row = await _find_call(gateway, request, caller)
+    contents = await gateway.store.contents([row.request_id])
+    return json_response(contents.get(row.request_id, wire.CallContent(request_id=row.request_id)))
+
+
+async def _verify(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
+    return json_response({"problems": list(await gateway.store.verify_ledger())})
+
+
+async def _viewer_link(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
+    path = parse_fields(raw, _Path).path
+    if not path.startswith("/") or path.startswith("//"):
+        raise bad("`path` must be a path of the viewer, such as /runs.", "path")
+    token = gateway.secrets.viewer_token.reveal()
+    return json_response({"url": f"{gateway.base_url}{path}?token={quote(token)}"})
+
+
+async def _find_run(gateway: Gateway, request: Request, caller: Caller) -> wire.RunDetail:
+    detail = await gateway.store.run(request.path_params["run_id"], fleet=caller.fleet)
+    if detail is None:
+        raise not_found("Run")
+    return detail
+
+
+async def _find_call(gateway: Gateway, request: Request, caller: Caller) -> wire.CallRow:
+    row = await gateway.store.call(request.path_params["request_id"])
+    if row is None or caller.fleet not in (None, row.fleet):
+        raise not_found("Call")
+    return row
+
+
+def _page(request: Request, caller: Caller) -> tuple[LogFilter, str | None, int]:
+    query = request.query_params
+    conditions: dict[str, Any] = {name: query[name] for name in _TEXTS if query.get(name)}
+    conditions |= {name: _number(query[name], name) for name in _NUMBERS if query.get(name)}
+    if caller.fleet is not None:
+        conditions["fleet"] = caller.fleet
+    return LogFilter(**conditions), query.get("before"), min(_number(query.get("limit", "50"), "limit") or 50, 500)
+
+
+def _number(text: str, param: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise bad(f"`{param}` must be a whole number.", param)
+    return int(text)
+
+
+ROUTES = [
+    AdminRoute(method="GET", path="/health/live", access=Access.PUBLIC, handler=_live),
+    AdminRoute(method="GET", path="/health/ready", access=Access.PUBLIC, handler=_ready),
+    AdminRoute(method="GET", path="/nemo/info", access=Access.ADMIN, handler=_info),
+    AdminRoute(method="GET", path="/nemo/status", access=Access.KEY, handler=_status),
+    AdminRoute(method="GET", path="/nemo/runs", access=Access.KEY, handler=_runs),
+    AdminRoute(method="GET", path="/nemo/runs/{run_id}", access=Access.KEY, handler=_run),
+    AdminRoute(method="POST", path="/nemo/runs/{run_id}/stop", access=Access.ADMIN, handler=_stop),
+    AdminRoute(method="POST", path="/nemo/runs/{run_id}/report", access=Access.KEY, handler=_report),
+    AdminRoute(method="GET", path="/nemo/logs", access=Access.KEY, handler=_logs),
+    AdminRoute(method="GET", path="/nemo/calls/{request_id}", access=Access.KEY, handler=_call),
+    AdminRoute(method="GET", path="/nemo/calls/{request_id}/content", access=Access.KEY, handler=_content),
+    AdminRoute(method="GET", path="/nemo/ledger/verify", access=Access.ADMIN, handler=_verify),
+    AdminRoute(method="POST", path="/nemo/viewer-link", access=Access.ADMIN, handler=_viewer_link),
+]

@@ -1,0 +1,45 @@
+"""The ASGI application: `/v1/…` to the data plane, everything else to the admin API and the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from nemo_agents.errors import Code
+from nemo_agents.gateway.answers import Send, error_body, send_json
+from nemo_agents.gateway.dataplane import DataPlane, decode_headers
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.policy.hosts import host_allowed
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = ["GatewayApp"]
+
+AsgiApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+
+class GatewayApp:
+    """One gateway as an ASGI application. `pages` serves all that is not on the data plane."""
+
+    def __init__(self, gateway: Gateway, pages: AsgiApp) -> None:
+        self._data_plane = DataPlane(gateway)
+        self._pages = pages
+        self._allowed_hosts = gateway.settings.allowed_hosts
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
+        """Serve one connection's request; websockets and other protocols are refused by saying nothing."""
+        if scope["type"] != "http":
+            return
+        # Binding to loopback does not keep web pages out: a page may rebind its own host name to 127.0.0.1.
+        if not host_allowed(decode_headers(scope).get("host", ""), self._allowed_hosts):
+            await send_json(send, _MISDIRECTED.status, error_body(_MISDIRECTED, ""), {})
+        elif scope["path"].startswith("/v1/"):
+            await self._data_plane(scope, receive, send)
+        else:
+            await self._pages(scope, receive, send)
+
+
+_MISDIRECTED = Refusal(
+    status=421,
+    code=Code.MISDIRECTED_REQUEST,
+    message="This host name is not the gateway's. Use 127.0.0.1 or localhost, or add the name to `allowed_hosts`.",
+)

@@ -1,0 +1,250 @@
+"""The data plane: admission of one request, in order, and then the relay.
+
+A bare ASGI callable: no routing table, no request object, no middleware on the path of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from nemo_agents.errors import Code
+from nemo_agents.gateway.answers import Send, send_json
+from nemo_agents.gateway.exchange import Denied, Exchange
+from nemo_agents.gateway.relay import relay
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.stores.base import StoreUnavailable
+from nemo_agents.policy import guardrails as guards
+from nemo_agents.policy.admission import ENDPOINTS, NOT_FROM_CLIENTS, Endpoint, check_shape, check_tools
+from nemo_agents.policy.grouping import run_of
+from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.routing import allowed
+
+__all__ = ["DataPlane", "bearer", "decode_headers"]
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_log = structlog.get_logger("nemo_agents.gateway")
+_MODELS = Endpoint(path="/v1/models", upstream_path="/models", kind="chat")
+
+
+class DataPlane:
+    """Serves `/v1/…` for one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        gateway = self._gateway
+        x = Exchange(
+            gateway=gateway,
+            send=send,
+            request_id=gateway.ids.request_id(),
+            started_us=gateway.clock.now_us(),
+            endpoint=ENDPOINTS.get(scope["path"], _MODELS),
+            headers=decode_headers(scope),
+        )
+        try:
+            await self._serve(x, scope, receive)
+        except Denied as denied:
+            await self._denied(x, denied.refusal)
+        except StoreUnavailable as error:
+            _log.error("store unavailable", request_id=x.request_id, error=str(error))
+            await self._answer_fault(x, _UNAVAILABLE)
+        except Exception:  # noqa: BLE001 - the last line of defence: a 500 with a code, never a dropped connection
+            # The traceback goes to the log without the request: prompts and keys are in its locals, never in it.
+            _log.exception("internal error", request_id=x.request_id)
+            await self._answer_fault(x, _INTERNAL)
+
+    async def _serve(self, x: Exchange, scope: MutableMapping[str, Any], receive: Receive) -> None:
+        if scope["path"] == _MODELS.path and scope["method"] == "GET":
+            self._authenticate(x)
+            await send_json(x.send, 200, self._models(x), x.common_headers())
+            return
+        if scope["path"] not in ENDPOINTS and scope["path"] != _MODELS.path:
+            raise Denied(_not_found(scope["path"]))
+        if scope["method"] != "POST" or scope["path"] == _MODELS.path:
+            raise Denied(_WRONG_METHOD)
+        limit_bytes = self._gateway.settings.max_body_bytes
+        if int(x.headers.get("content-length", "0") or 0) > limit_bytes:
+            raise Denied(_too_large(limit_bytes))
+        self._authenticate(x)
+        if x.headers.get("content-encoding", "identity") != "identity":
+            raise Denied(_bad("Compressed request bodies are not accepted; send plain JSON."))
+        x.body = _decode(await _read_body(receive, limit_bytes), x.endpoint)
+        self._admit(x)
+        await relay(x, receive)
+
+    def _authenticate(self, x: Exchange) -> None:
+        presented = bearer(x.headers)
+        found = self._gateway.keyring.authenticate(presented, now_us=x.started_us)
+        if isinstance(found, Refusal):
+            if found.code != Code.INVALID_API_KEY and presented is not None:
+                x.grant = self._gateway.keyring.find(presented)  # a known key: its refusal goes into the log
+            raise Denied(found)
+        x.grant, secret = found
+        x.key_id = secret.public_id
+
+    def _admit(self, x: Exchange) -> None:
+        """Ask everything that needs no hold: grouping, model, tools, RPM, guardrails; TPM comes with the attempt."""
+        grant, gateway = x.grant, self._gateway
+        assert grant is not None
+        x.model_asked = x.body["model"]
+        run = run_of(x.headers, x.body)
+        if isinstance(run, Refusal):
+            raise Denied(run)
+        x.run = run
+        if not allowed(x.body["model"], grant.models, provider_of=gateway.prices.provider_of):
+            raise Denied(_model_not_allowed(x.body["model"], grant.role or grant.alias or "this key", grant.models))
+        refusal = check_tools(x.body, grant)
+        if refusal is not None:
+            raise Denied(refusal)
+        over = gateway.windows.admit_requests(gateway.clock.now_us(), gateway.rate_scopes(grant))
+        if isinstance(over, Refusal):
+            raise Denied(over)
+        self._guard(x)
+
+    def _guard(self, x: Exchange) -> None:
+        grant = x.grant
+        assert grant is not None
+        asked = x.body.pop("nemo_guardrail_ids", None) or []
+        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+            raise Denied(_bad("`nemo_guardrail_ids` must be a list of guardrail names.", "nemo_guardrail_ids"))
+        names = tuple(dict.fromkeys((*grant.guardrails, *asked)))
+        for name in names:
+            if name not in guards.BUILTIN:
+                raise Denied(_guardrail_not_found(name))
+        outcome = guards.apply_to_request(x.body, names)
+        x.guardrails_applied = names
+        x.body = outcome.body
+        x.guarded = True
+        if outcome.blocked is not None:
+            raise Denied(guards.guardrail_refusal(outcome.blocked))
+
+    def _models(self, x: Exchange) -> dict[str, Any]:
+        grant = x.grant
+        assert grant is not None
+        groups = self._gateway.groups(grant.fleet)
+        names = [name for name in groups if allowed(name, grant.models)]
+        names += [name for name in grant.models if name not in groups and "*" not in name]
+        owner = {"object": "model", "created": 0, "owned_by": "nemo-agents"}
+        return {"object": "list", "data": [{"id": name, **owner} for name in names]}
+
+    async def _denied(self, x: Exchange, refusal: Refusal) -> None:
+        if not x.opened and x.grant is not None and x.endpoint is not _MODELS:
+            self._gateway.store.log_refusal(x.call_start(), x.call_refused(refusal))
+        if not x.started:
+            await x.refuse(refusal)
+
+    async def _answer_fault(self, x: Exchange, refusal: Refusal) -> None:
+        if not x.started:  # a hold that was open has been resolved where it was taken
+            await x.refuse(refusal)
+
+
+def decode_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    """Return the request's headers; ASGI gives names in lower case. The first of a repeated header counts."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return headers
+
+
+def bearer(headers: dict[str, str]) -> str | None:
+    """Return the presented key: `Authorization: Bearer …`, or the headers that other SDKs use."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key") or headers.get("api-key")
+
+
+async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Denied(_bad("The client left before its request was complete."))
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise Denied(_too_large(limit_bytes))
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _decode(raw: bytes, endpoint: Endpoint) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise Denied(_bad(f"The body is not valid JSON: {_reason(error)}.")) from None
+    refusal = check_shape(body, endpoint)
+    if refusal is not None:
+        raise Denied(refusal)
+    assert isinstance(body, dict)
+    for name in NOT_FROM_CLIENTS & body.keys():
+        del body[name]  # neither a provider nor the request log gets to see it
+    return body
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
+
+
+def _bad(message: str, param: str | None = None) -> Refusal:
+    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)
+
+
+def _too_large(limit_bytes: int) -> Refusal:
+    return Refusal(
+        status=413,
+        code=Code.REQUEST_TOO_LARGE,
+        message=f"The body is larger than {limit_bytes} bytes. Shorten it, or raise `max_body_bytes` of the gateway.",
+    )
+
+
+def _not_found(path: str) -> Refusal:
+    return Refusal(
+        status=404,
+        code=Code.NOT_FOUND,
+        message=f"No such endpoint: {path[:100]}. There are /v1/chat/completions, /v1/embeddings and /v1/models.",
+    )
+
+
+def _guardrail_not_found(name: str) -> Refusal:
+    return Refusal(
+        status=400,
+        code=Code.GUARDRAIL_NOT_FOUND,
+        message=f"No guardrail is named {name[:100]!r}; there are {', '.join(guards.BUILTIN)}.",
+        param="nemo_guardrail_ids",
+    )
+
+
+def _model_not_allowed(model: str, who: str, models: tuple[str, ...]) -> Refusal:
+    return Refusal(
+        status=403,
+        code=Code.MODEL_NOT_ALLOWED,
+        message=f"{who} may not use {model[:100]!r}; it may use {', '.join(models)}.",
+        param="model",
+        scope="role",
+        limit="models",
+    )
+
+
+_WRONG_METHOD = Refusal(
+    status=405, code=Code.METHOD_NOT_ALLOWED, message="Use POST for completions and embeddings, GET for /v1/models."
+)
+_UNAVAILABLE = Refusal(
+    status=503,
+    code=Code.STORE_UNAVAILABLE,
+    message="The gateway's store cannot write now, so nothing was sent. Try again shortly.",
+    retry_after_ms=1_000,
+)
+_INTERNAL = Refusal(
+    status=500,
+    code=Code.INTERNAL_ERROR,
+    message="The gateway failed on this request; its log names the cause under the request id.",
+)

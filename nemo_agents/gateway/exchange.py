@@ -1,0 +1,152 @@
+"""One request on its way through the data plane: what is known so far, and how it is answered and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from nemo_agents.admin import headers as h
+from nemo_agents.gateway.answers import Headers, Send, dollars, error_body, refusal_headers, send_json
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.stores.base import CallEnd, CallStart
+from nemo_agents.policy.admission import Endpoint, past_alert
+from nemo_agents.policy.grouping import RunRef
+from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.ledger import Balance
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = ["Denied", "Exchange"]
+
+
+class Denied(Exception):  # noqa: N818 - control flow of one request, never leaves the data plane
+    """Admission said no; carries the refusal to the one place that answers and records it."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(refusal.message)
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One request. Fields fill in as admission proceeds; `started` says that response headers are out."""
+
+    gateway: Gateway
+    send: Send
+    request_id: str
+    started_us: int
+    endpoint: Endpoint
+    headers: dict[str, str]
+    t0_ns: int = field(default_factory=time.perf_counter_ns)
+    grant: Grant | None = None
+    key_id: str | None = None
+    run: RunRef = RunRef(run_id=None)
+    body: dict[str, Any] = field(default_factory=dict)
+    model_asked: str | None = None
+    guardrails_applied: tuple[str, ...] = ()
+    guarded: bool = False  # every guardrail has seen the body: what it redacts is out of it
+    balances: Sequence[Balance] = ()
+    attempts: int = 0
+    provider: str | None = None
+    opened: bool = False  # the store has the intent row: end it with close_call, not log_refusal
+    started: bool = False
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; a call without grouping is a run of its own."""
+        return self.run.run_id or self.request_id
+
+    def elapsed_us(self) -> int:
+        """Return microseconds since the request arrived."""
+        return (time.perf_counter_ns() - self.t0_ns) // 1000
+
+    def _content(self) -> tuple[tuple[bytes, ...] | None, bytes | None]:
+        """Return the prompt and the other parameters as the log keeps them: nothing before the guardrails have run."""
+        if not self.guarded or self.gateway.settings.content == "none":
+            return None, None
+        field = "messages" if self.endpoint.kind == "chat" else "input"
+        parts = self.body[field] if field == "messages" else [self.body[field]]
+        others = {name: value for name, value in self.body.items() if name != field}
+        return tuple(msgspec.json.encode(part) for part in parts), msgspec.json.encode(others)
+
+    def call_start(self) -> CallStart:
+        """Return the intent row."""
+        grant = self.grant
+        prompt, params = self._content()
+        return CallStart(
+            request_id=self.request_id,
+            started_us=self.started_us,
+            fleet=grant.fleet if grant else None,
+            role=grant.role if grant else None,
+            key_alias=grant.alias if grant else None,
+            key_id=self.key_id,
+            grant_id=grant.grant_id if grant else None,
+            run_id=self.run_id,
+            grouped=self.run.run_id is not None,
+            run_name=self.run.name,
+            caps=self.run.caps,
+            step=self.run.step,
+            parent_step=self.run.parent_step,
+            endpoint=self.endpoint.path,
+            stream=self.body.get("stream") is True,
+            model_asked=self.model_asked,
+            guardrails=self.guardrails_applied,
+            prompt=prompt,
+            params=params,
+        )
+
+    def call_end(self, state: Literal["ok", "refused", "failed", "abandoned"], status: int, **facts: Any) -> CallEnd:
+        """Return the record of the call's end, now."""
+        return CallEnd(
+            request_id=self.request_id,
+            ended_us=self.started_us + self.elapsed_us(),
+            state=state,
+            status=status,
+            guardrails=self.guardrails_applied,
+            **facts,
+        )
+
+    def call_refused(self, refusal: Refusal, state: Literal["refused", "failed"] | None = None) -> CallEnd:
+        """Return the record of a refusal: a policy's no is `refused`, anything of 500 and above `failed`."""
+        return self.call_end(
+            state or ("refused" if refusal.status < 500 else "failed"),
+            refusal.status,
+            code=str(refusal.code),
+            error=refusal.message,
+            limit=refusal.limit,
+            scope=refusal.scope,
+            provider=self.provider,
+        )
+
+    def common_headers(self, *, cost_nanos: int | None = None) -> Headers:
+        """Return the headers that every answer carries; without a grant, only the request's id and time."""
+        headers = {h.REQUEST_ID: self.request_id, h.LATENCY_MS: f"{self.elapsed_us() / 1000:.2f}"}
+        if self.grant is None:
+            return headers
+        headers[h.RUN_ID] = self.run_id
+        if self.attempts:
+            headers[h.ATTEMPTS] = str(self.attempts)
+        if self.provider is not None:
+            headers[h.PROVIDER] = self.provider
+        if self.guardrails_applied:
+            headers[h.GUARDRAILS_APPLIED] = ",".join(self.guardrails_applied)
+        if cost_nanos is not None:
+            headers[h.REQUEST_COST] = dollars(cost_nanos)
+        left = [balance.left_nanos for balance in self.balances if balance.left_nanos is not None]
+        if left:
+            headers[h.BUDGET_REMAINING] = dollars(min(left))
+        warning = past_alert(self.balances, self.gateway.alert_thresholds(self.grant))
+        if warning is not None:
+            headers[h.BUDGET_WARNING] = warning
+        now_us = self.gateway.clock.now_us()
+        headers |= self.gateway.windows.headers(now_us, self.gateway.rate_scopes(self.grant))
+        return headers
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal; `started` must be False."""
+        headers = self.common_headers() | refusal_headers(refusal)
+        self.started = True
+        await send_json(self.send, refusal.status, error_body(refusal, self.request_id), headers)

@@ -1,0 +1,71 @@
+"""The secrets that the first start makes: admin key, pepper and viewer token, each a 0600 file in `NEMO_HOME`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_agents.errors import SettingsError
+from nemo_agents.secret import Secret
+
+__all__ = ["HomeSecrets", "open_home"]
+
+_PRIVATE_DIR = 0o700
+_PRIVATE_FILE = 0o600
+_FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeSecrets:
+    """What only this gateway knows."""
+
+    admin_key: Secret
+    pepper: Secret
+    viewer_token: Secret
+
+
+def open_home(home: Path, *, admin_key: str | None = None) -> HomeSecrets:
+    """Make the folder (0700) and its secrets where they are missing, and read them.
+
+    `admin_key` (from NEMO_ADMIN_KEY) replaces the generated one and is not written down. Raises SettingsError when the
+    folder cannot be written or a secret can be read by others.
+    """
+    try:
+        home.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
+        if home.stat().st_mode & _FOR_OTHERS:
+            home.chmod(_PRIVATE_DIR)
+        return HomeSecrets(
+            admin_key=Secret(admin_key) if admin_key else _secret(home / "admin.key", "sk-nemo-admin-"),
+            pepper=_secret(home / "pepper", ""),
+            viewer_token=_secret(home / "viewer.token", ""),
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"{home}: the gateway cannot write its data there ({error.strerror or error}). "
+            "Choose another folder with --home or NEMO_HOME, or mend its permissions."
+        ) from error
+
+
+def _secret(path: Path, prefix: str) -> Secret:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _PRIVATE_FILE)
+    except FileExistsError:
+        return _read(path)
+    text = prefix + secrets.token_urlsafe(32)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return Secret(text)
+
+
+def _read(path: Path) -> Secret:
+    if path.is_symlink() or path.stat().st_mode & _FOR_OTHERS:
+        raise SettingsError(f"{path}: others can read this secret. Run: chmod 600 {path}")
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    if len(text) < 16:
+        raise SettingsError(f"{path}: is empty or cut short. Restore it, or remove it and provision anew.")
+    return Secret(text)

@@ -1,0 +1,74 @@
+"""Where time, chance and ids come from; everything else gets them as arguments."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Protocol
+
+__all__ = ["Clock", "Ids", "RandomIds", "SystemClock"]
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+class Clock(Protocol):
+    """The time of day, in microseconds since the epoch (UTC)."""
+
+    def now_us(self) -> int:
+        """Return the time now."""
+
+
+class SystemClock:
+    """The machine's clock, made monotonic: it is read once at start and then follows the monotonic clock.
+
+    A step backwards of the machine's clock therefore never reopens a closed minute or day while the gateway runs.
+    """
+
+    def __init__(self) -> None:
+        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+
+    def now_us(self) -> int:
+        """Return the time now; follows forward steps of the machine's clock of more than a second."""
+        now = time.monotonic_ns() // 1000 + self._offset_us
+        ahead = time.time_ns() // 1000 - now
+        if ahead > 1_000_000:
+            self._offset_us += ahead
+            now += ahead
+        return now
+
+
+class Ids(Protocol):
+    """Fresh names and secrets."""
+
+    def request_id(self) -> str:
+        """Return an id for a request."""
+
+    def public_id(self) -> str:
+        """Return ten base32 characters that name a key."""
+
+    def key_secret(self) -> str:
+        """Return the 32 base62 characters of a key that nobody may see."""
+
+    def grant_id(self) -> str:
+        """Return an id for a grant."""
+
+
+class RandomIds:
+    """Ids and secrets from the operating system's randomness."""
+
+    def request_id(self) -> str:
+        """Return `req_` and 96 random bits."""
+        return "req_" + secrets.token_hex(12)
+
+    def public_id(self) -> str:
+        """Return ten random base32 characters."""
+        return "".join(secrets.choice(_BASE32) for _ in range(10))
+
+    def key_secret(self) -> str:
+        """Return 32 random base62 characters (190 bits)."""
+        return "".join(secrets.choice(_BASE62) for _ in range(32))
+
+    def grant_id(self) -> str:
+        """Return `g_` and 64 random bits."""
+        return "g_" + secrets.token_hex(8)

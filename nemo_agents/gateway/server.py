@@ -1,0 +1,216 @@
+"""Assemble a gateway from its settings, and serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import uvicorn
+
+from nemo_agents.errors import SettingsError
+from nemo_agents.gateway.admin import admin_and_viewer
+from nemo_agents.gateway.app import GatewayApp
+from nemo_agents.gateway.homefiles import HomeSecrets, open_home
+from nemo_agents.gateway.keyring import KeyRing
+from nemo_agents.gateway.ports import Provider
+from nemo_agents.gateway.prices import PriceBook, declared_prices
+from nemo_agents.gateway.providers import ProviderConfig, discover
+from nemo_agents.gateway.rim import RandomIds, SystemClock
+from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
+from nemo_agents.gateway.settings import Settings
+from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.stores.sqlite import SqliteStore
+from nemo_agents.gateway.upstream import HttpProvider
+from nemo_agents.policy.limits import RateWindows
+from nemo_agents.secret import Secret
+
+__all__ = ["Running", "build", "serve"]
+
+_SWEEP_EVERY_S = 30.0
+_log = structlog.get_logger("nemo_agents.gateway")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A gateway that listens."""
+
+    gateway: Gateway
+    url: str
+    secrets: HomeSecrets
+
+
+def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
+    """Return a gateway that has not been started. Raises SettingsError."""
+    secrets = open_home(settings.home, admin_key=environ.get("NEMO_ADMIN_KEY"))
+    clock = SystemClock()
+    configs = discover(environ, {"providers": settings.providers}, probe=_answers)
+    return Gateway(
+        settings=settings,
+        secrets=secrets,
+        store=SqliteStore(settings.home / "gateway.db", durability=settings.durability, clock=clock.now_us),
+        keyring=KeyRing(secrets.pepper),
+        windows=RateWindows(),
+        prices=PriceBook(
+            declared=declared_prices({"prices": settings.prices}),
+            priced_as={name: config.priced_as for name, config in configs.items() if config.priced_as},
+        ),
+        providers=_providers(settings, configs),
+        provider_configs=configs,
+        clock=clock,
+        ids=RandomIds(),
+    )
+
+
+def _providers(settings: Settings, configs: Mapping[str, ProviderConfig]) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {
+        name: HttpProvider(
+            name=name,
+            base_url=config.base_url,
+            headers=_credentials(config),
+            max_connections=settings.max_connections,
+        )
+        for name, config in configs.items()
+    }
+    if settings.sandbox != "off":
+        loop_time = lambda: asyncio.get_running_loop().time()  # noqa: E731 - the loop exists only once it serves
+        providers["sandbox"] = SandboxProvider(
+            clock=loop_time, sleep=asyncio.sleep, settings=SandboxSettings.from_config(settings.sandbox_script)
+        )
+    return providers
+
+
+def _credentials(config: ProviderConfig) -> dict[str, str | Secret]:
+    headers: dict[str, str | Secret] = dict(config.headers)
+    if config.api_key is not None:
+        headers["authorization"] = Secret(f"Bearer {config.api_key.reveal()}", mask="Bearer …")
+    return headers
+
+
+def _answers(url: str) -> bool:
+    """Say whether something listens there; asked once at start, of a loopback address."""
+    host, _, port = url.partition("://")[2].partition("/")[0].partition(":")
+    try:
+        with socket.create_connection((host, int(port or 80)), timeout=0.2):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    settings: Settings, environ: Mapping[str, str], *, on_signal: Callable[[], None] | None = None
+) -> AsyncIterator[Running]:
+    """Serve a gateway while the block runs. Raises SettingsError when the port is taken or the store unusable."""
+    configure_log(settings.log_level)
+    gateway = build(settings, environ)
+    listener = _listen(settings.host, settings.port)
+    try:
+        await gateway.store.start()
+        await gateway.load()
+    except BaseException:
+        listener.close()
+        raise
+    url = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
+    gateway.base_url = url
+    server = _Server(uvicorn.Config(GatewayApp(gateway, admin_and_viewer(gateway)), **_uvicorn_options()))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    sweeping = asyncio.create_task(_sweep(gateway))
+    if on_signal is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        while not server.started and not serving.done():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)  # uvicorn tells it by an attribute alone
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+        yield Running(gateway=gateway, url=url, secrets=gateway.secrets)
+    finally:
+        server.should_exit = True
+        sweeping.cancel()
+        await asyncio.gather(serving, sweeping, return_exceptions=True)
+        for provider in gateway.providers.values():
+            await provider.close()
+        await gateway.store.close()
+        gc.unfreeze()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: who serves decides when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_options() -> dict[str, Any]:
+    return {
+        "http": "httptools",
+        "lifespan": "off",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 60,
+        "timeout_graceful_shutdown": 10,
+        "h11_max_incomplete_event_size": 65_536,
+    }
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it; streams need it
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}). "
+            "Another gateway may be running there; stop it, or choose a port with --port (0 picks a free one)."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _for_url(host: str) -> str:
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+async def _sweep(gateway: Gateway) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        try:
+            expired = await gateway.store.sweep(gateway.clock.now_us())
+        except Exception:  # noqa: BLE001 - a store that is down now will be swept later
+            _log.exception("sweep failed")
+            continue
+        if expired:
+            _log.warning("holds expired", count=expired)
+
+
+def configure_log(level: str) -> None:
+    """Write the gateway's own log as JSON lines on standard error; control characters are escaped by JSON."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )

@@ -1,0 +1,143 @@
+"""How the gateway is configured: command line over environment over `gateway.toml` over these defaults.
+
+`docs/reference/settings.md` is generated from this class: a field's `help` is its documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from nemo_agents.errors import SettingsError
+
+__all__ = ["Settings", "load_settings"]
+
+Sandbox = Literal["auto", "on", "off"]
+Durability = Literal["process", "power"]
+Content = Literal["full", "none"]
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The gateway's settings, as `[gateway]` in `gateway.toml` names them; the three tables stand beside it."""
+
+    home: Path
+    host: str = _setting("127.0.0.1", "Address to listen on. Anything but a loopback address needs `allowed_hosts`.")
+    port: int = _setting(4141, "Port to listen on; 0 picks a free one and prints it.")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "Host names beside localhost under which clients may reach the gateway (guards against DNS rebinding)."
+    )
+    sandbox: Sandbox = _setting(
+        "auto",
+        "`auto`: the sandbox stands in for every model while no provider has credentials; "
+        "`on`: it stands in for every model whose provider has none; `off`: never.",
+    )
+    content: Content = _setting(
+        "full", "What the request log keeps of prompts and answers: `full` (after guardrails) or `none`."
+    )
+    durability: Durability = _setting(
+        "process",
+        "`process`: what was acknowledged survives a killed process; `power`: a power cut too, for a flush a commit.",
+    )
+    max_body_bytes: int = _setting(10 * 1024 * 1024, "Largest request body in bytes; beyond it 413.")
+    default_max_output_tokens: int = _setting(
+        4096,
+        "Output cap in tokens that is written into a request which sets none, so that its cost has an upper bound.",
+    )
+    connect_timeout_s: float = _setting(5.0, "Seconds to connect to a provider.")
+    first_byte_timeout_s: float = _setting(120.0, "Seconds until a provider's answer begins.")
+    idle_timeout_s: float = _setting(60.0, "Seconds between two pieces of a provider's answer.")
+    hold_ttl_s: float = _setting(
+        3600.0, "Seconds after which the hold of a call that never ended is charged in full; longer than any call."
+    )
+    drain_timeout_s: float = _setting(
+        30.0, "Seconds that a stream is read on after its client left, to learn what it cost."
+    )
+    max_connections: int = _setting(512, "Connections to one provider at a time.")
+    rotation_grace_s: float = _setting(86_400.0, "Seconds that a rotated key's old secret stays valid.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "What the gateway's own log shows.")
+    providers: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[str, Any] = field(default_factory=dict)
+    sandbox_script: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "default_max_output_tokens", "max_connections"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "hold_ttl_s"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"port must be between 0 and 65535, not {self.port}")
+
+
+_TABLES = {"providers": "providers", "prices": "prices", "sandbox": "sandbox_script"}
+
+
+def load_settings(home: Path, *, config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read `config` (default `<home>/gateway.toml`, which need not exist) and apply overrides that are not None.
+
+    Raises SettingsError naming the file, the field, the value and what would be right.
+    """
+    path = config or home / "gateway.toml"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if config is not None:
+            raise SettingsError(f"{config}: no such configuration file") from None
+        document = {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as TOML: {error}") from error
+    values = _from_document(document, path)
+    values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    return Settings(home=home, **values)
+
+
+def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(Settings) if "help" in f.metadata}
+    hints = get_type_hints(Settings)
+    unknown = set(document) - {"gateway", *_TABLES}
+    if unknown:
+        raise SettingsError(
+            f"{path}: unknown table [{min(unknown)}]; there are [gateway], "
+            '[providers.<name>], [prices."<provider>/<model>"] and [sandbox]'
+        )
+    values: dict[str, Any] = {}
+    for name, value in document.get("gateway", {}).items():
+        if name not in known:
+            raise SettingsError(f"{path}: unknown setting `{name}` in [gateway]; known are {', '.join(sorted(known))}")
+        values[name] = _typed(name, value, hints[name], path)
+    for table, field_name in _TABLES.items():
+        if table in document:
+            if not isinstance(document[table], dict):
+                raise SettingsError(f"{path}: [{table}] must be a table")
+            values[field_name] = document[table]
+    return values
+
+
+def _typed(name: str, value: Any, hint: Any, path: Path) -> Any:
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        wanted = " or ".join(repr(option) for option in get_args(hint))
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        wanted = "a list of strings"
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        wanted = "a number of seconds"
+    elif isinstance(value, hint) and not isinstance(value, bool):
+        return value
+    else:
+        wanted = {int: "a whole number", str: "a text"}.get(hint, str(hint))
+    raise SettingsError(f"{path}: `{name}` in [gateway] is {value!r}; it must be {wanted}")

@@ -1,0 +1,215 @@
+"""What a running gateway knows: the records that admission needs, in memory, with the store behind them.
+
+The store is the truth. Every change goes to the store first and then into memory, so that a change is in force on the
+next request and survives a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nemo_agents.errors import Code
+from nemo_agents.gateway.homefiles import HomeSecrets
+from nemo_agents.gateway.keyring import KeyRing
+from nemo_agents.gateway.ports import Provider
+from nemo_agents.gateway.prices import PriceBook
+from nemo_agents.gateway.providers import KEY_ENV_OF, ProviderConfig
+from nemo_agents.gateway.rim import Clock, Ids
+from nemo_agents.gateway.settings import Settings
+from nemo_agents.gateway.stores.base import FleetRecord, Store
+from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.ledger import BudgetScope, RunCaps
+from nemo_agents.policy.limits import WINDOW_US, RateScope, RateWindows
+from nemo_agents.policy.periods import period_at
+from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.routing import Deployment, Target, resolve
+
+__all__ = ["CutOff", "Gateway", "InFlight"]
+
+
+class CutOff(Exception):  # noqa: N818 - an event, not a fault
+    """A call in flight was cut: its run was stopped, or its key blocked or revoked."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        self.code = code
+        self.message = message
+        super().__init__(message)
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """One call that has been sent and has not ended."""
+
+    grant_id: str
+    fleet: str | None
+    run_id: str
+    task: asyncio.Task[object]
+    cut: CutOff | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Gateway:
+    """The gateway's state; one per process."""
+
+    settings: Settings
+    secrets: HomeSecrets
+    store: Store
+    keyring: KeyRing
+    windows: RateWindows
+    prices: PriceBook
+    providers: Mapping[str, Provider]
+    provider_configs: Mapping[str, ProviderConfig]
+    clock: Clock
+    ids: Ids
+    fleets: dict[str, FleetRecord] = field(default_factory=dict)
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    in_flight: set[InFlight] = field(default_factory=set)
+    base_url: str = ""
+
+    async def load(self) -> None:
+        """Read everything that admission needs from the store, and rebuild the rate windows of the last minute."""
+        for grant in await self.store.grants():
+            self.keyring.put(grant)
+        self.fleets = {fleet.fleet: fleet for fleet in await self.store.fleets()}
+        self.deployments = {d.deployment_id: d for d in await self.store.deployments()}
+        now_us = self.clock.now_us()
+        self.windows.restore(now_us, await self.store.recent_use(now_us - WINDOW_US))
+
+    # --- changes ------------------------------------------------------------------------------------------------
+    async def put_grant(self, grant: Grant) -> None:
+        """Store a grant and put it in force; calls in flight of a blocked or revoked grant are cut."""
+        await self.store.put_grant(grant)
+        self.keyring.put(grant)
+        if grant.revoked_us is not None:
+            self.cut(CutOff(Code.KEY_REVOKED, "The key was revoked."), lambda call: call.grant_id == grant.grant_id)
+        elif grant.blocked:
+            self.cut(CutOff(Code.KEY_BLOCKED, "The key was blocked."), lambda call: call.grant_id == grant.grant_id)
+
+    async def put_fleet(self, fleet: FleetRecord) -> None:
+        """Store a fleet and put it in force."""
+        await self.store.put_fleet(fleet)
+        self.fleets[fleet.fleet] = fleet
+
+    async def delete_fleet(self, name: str) -> bool:
+        """Remove a fleet's record; its keys and history stay."""
+        self.fleets.pop(name, None)
+        return await self.store.delete_fleet(name)
+
+    async def put_deployment(self, deployment: Deployment) -> None:
+        """Store a deployment and put it in force."""
+        await self.store.put_deployment(deployment)
+        self.deployments[deployment.deployment_id] = deployment
+
+    async def delete_deployment(self, deployment_id: str) -> bool:
+        """Remove a deployment."""
+        self.deployments.pop(deployment_id, None)
+        return await self.store.delete_deployment(deployment_id)
+
+    async def stop_run(self, fleet: str | None, run_id: str) -> bool:
+        """Refuse every further call of a run and cut its calls in flight; say whether there is such a run."""
+        found = await self.store.stop_run(fleet, run_id, self.clock.now_us())
+        if found:
+            cut_off = CutOff(Code.RUN_STOPPED, "This run was stopped.")
+            self.cut(cut_off, lambda call: call.run_id == run_id and fleet in (None, call.fleet))
+        return found
+
+    # --- calls in flight ----------------------------------------------------------------------------------------
+    @contextmanager
+    def flight(self, call: InFlight) -> Iterator[InFlight]:
+        """Register a call while it is in flight, so that it can be cut."""
+        self.in_flight.add(call)
+        try:
+            yield call
+        finally:
+            self.in_flight.discard(call)
+
+    def cut(self, cut_off: CutOff, concerns: Callable[[InFlight], bool]) -> None:
+        """Cut the calls in flight that this concerns."""
+        for call in [call for call in self.in_flight if call.cut is None and concerns(call)]:
+            call.cut = cut_off
+            call.task.cancel()
+
+    # --- views for admission ------------------------------------------------------------------------------------
+    def rate_scopes(self, grant: Grant) -> tuple[RateScope, ...]:
+        """Return the rate limits that a request of this grant counts against, the role's first."""
+        role = RateScope(
+            kind="role",
+            id=grant.grant_id,
+            rpm=grant.rpm,
+            tpm=grant.tpm,
+            max_parallel=grant.max_parallel,
+            name=grant.role or grant.alias,
+        )
+        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
+        if fleet is None or (fleet.rpm is None and fleet.tpm is None):
+            return (role,)
+        return (role, RateScope(kind="fleet", id=fleet.fleet, rpm=fleet.rpm, tpm=fleet.tpm, name=fleet.fleet))
+
+    def budget_scopes(self, grant: Grant, *, run_id: str | None, caps: RunCaps, now_us: int) -> tuple[BudgetScope, ...]:
+        """Return the budgets that a hold of this grant counts against, in the fixed order run, role, fleet."""
+        scopes = []
+        if run_id is not None:
+            scopes.append(
+                BudgetScope(
+                    kind="run", id=f"{grant.fleet or ''}/{run_id}", period="total", limit_nanos=caps.budget_nanos
+                )
+            )
+        period = period_at(grant.budget_duration, now_us)
+        scopes.append(
+            BudgetScope(
+                kind="role",
+                id=grant.grant_id,
+                period=period.id,
+                limit_nanos=grant.budget_nanos,
+                resets_at_us=period.resets_us,
+            )
+        )
+        if grant.fleet is not None:
+            scopes.append(self.fleet_scope(grant.fleet, now_us=now_us))
+        return tuple(scopes)
+
+    def fleet_scope(self, name: str, *, now_us: int) -> BudgetScope:
+        """Return the fleet's own budget; without a record of the fleet its spend is still recorded."""
+        fleet = self.fleets.get(name, FleetRecord(fleet=name))
+        period = period_at(fleet.budget_duration, now_us)
+        return BudgetScope(
+            kind="fleet",
+            id=name,
+            period=period.id,
+            limit_nanos=fleet.budget_nanos,
+            resets_at_us=period.resets_us,
+        )
+
+    def alert_thresholds(self, grant: Grant) -> dict[str, float | None]:
+        """Return at which fraction of each budget a warning is due."""
+        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
+        return {"run": 0.8, "role": grant.alert_at, "fleet": fleet.alert_at if fleet else None}
+
+    def groups(self, fleet: str | None) -> dict[str, list[Deployment]]:
+        """Return the model groups that a fleet may use, deployments in their order."""
+        groups: dict[str, list[Deployment]] = {}
+        for deployment in sorted(self.deployments.values(), key=lambda d: d.order):
+            if deployment.fleet in (None, fleet):
+                groups.setdefault(deployment.group, []).append(deployment)
+        return groups
+
+    def targets(self, asked: str, fleet: str | None) -> Sequence[Target] | Refusal:
+        """Return the deployments that can serve a model name, in the order to try."""
+        return resolve(
+            asked,
+            groups=self.groups(fleet),
+            provider_of=self.prices.provider_of,
+            available=frozenset(self.providers),
+            stand_in=self.stand_in,
+            key_env_of=KEY_ENV_OF,
+        )
+
+    @property
+    def stand_in(self) -> str | None:
+        """The provider that answers for those without credentials; None when none does."""
+        real = set(self.providers) - {"sandbox"}
+        stands_in = self.settings.sandbox == "on" or (self.settings.sandbox == "auto" and not real)
+        return "sandbox" if stands_in and "sandbox" in self.providers else None

@@ -1,0 +1,129 @@
+"""Relaying a stream: every event goes out as soon as it is in, and what it says is tallied on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+
+from nemo_agents.errors import Code
+from nemo_agents.gateway.answers import start_stream, stream_error
+from nemo_agents.gateway.exchange import Exchange
+from nemo_agents.gateway.outcomes import NOT_JSON, Answered
+from nemo_agents.gateway.ports import ProviderResponse, UpstreamError
+from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.sse import SseEvent, SseSplitter, SseTooLarge
+from nemo_agents.policy.stream import StreamTally
+from nemo_agents.policy.usage import usage_from_openai
+
+__all__ = ["Receive", "relay_stream"]
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+async def relay_stream(x: Exchange, receive: Receive, response: ProviderResponse) -> Answered:
+    """Pass a stream on to the client, and return what it said.
+
+    When the client leaves, the provider is read on for `drain_timeout_s`, because only the end of a stream tells what
+    it cost. A slow client holds the provider back: nothing is buffered beyond a chunk.
+    """
+    options = x.body.get("stream_options") or {}
+    tally = StreamTally(hide_usage=options.get("include_usage") is not True)
+    watcher = asyncio.create_task(_client_gone(receive))
+    out = _Outlet(x, watcher)
+    failure: Refusal | None = None
+    x.started = True
+    try:
+        await start_stream(x.send, x.common_headers())
+        await _pump(response, tally, out)
+    except (UpstreamError, SseTooLarge) as error:
+        failure = _broken(str(error))
+    except TimeoutError:
+        failure = _broken("the client left, and the provider did not finish in time")
+    finally:
+        gone = watcher.done()
+        watcher.cancel()
+    if not gone:
+        if failure is not None:
+            await out.write(stream_error(failure, x.request_id))
+        await x.send({"type": "http.response.body", "body": b""})
+    return _outcome(tally, failure, out.ttft_us, gone=gone)
+
+
+class _Outlet:
+    """Where the events go, for as long as the client is there."""
+
+    def __init__(self, x: Exchange, watcher: asyncio.Task[None]) -> None:
+        self._x = x
+        self._watcher = watcher
+        self.ttft_us: int | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self._watcher.done()
+
+    @property
+    def drain_s(self) -> float:
+        return self._x.gateway.settings.drain_timeout_s
+
+    def mark_first(self) -> None:
+        if self.ttft_us is None:
+            self.ttft_us = self._x.elapsed_us()
+
+    async def write(self, data: bytes) -> None:
+        if data and not self.gone:
+            await self._x.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) -> None:
+    splitter = SseSplitter()
+    async with asyncio.timeout(None) as deadline:
+        async for chunk in response.chunks:
+            data = _visible(splitter.feed(chunk), tally)
+            if tally.visible:
+                out.mark_first()
+            await out.write(data)
+            if out.gone and deadline.when() is None:
+                deadline.reschedule(asyncio.get_running_loop().time() + out.drain_s)
+    await out.write(_visible(splitter.end(), tally))
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _visible(events: Iterable[SseEvent], tally: StreamTally) -> bytes:
+    out = bytearray()
+    for event in events:
+        chunk: object = None
+        if event.data is not None and event.data != b"[DONE]":
+            try:
+                chunk = msgspec.json.decode(event.data)
+            except NOT_JSON:
+                chunk = None  # not ours to judge: it is passed on, and says nothing about usage
+        if tally.see(chunk):
+            out += event.raw
+    return bytes(out)
+
+
+def _outcome(tally: StreamTally, failure: Refusal | None, ttft_us: int | None, *, gone: bool) -> Answered:
+    usage = usage_from_openai(tally.usage)
+    base = Answered(usage=usage, answer=tally.answer, finish_reason=tally.finish_reason, ttft_us=ttft_us)
+    if failure is not None:
+        state: Literal["failed", "abandoned"] = "abandoned" if gone else "failed"
+        return replace(base, state=state, status=499 if gone else 502, code=failure.code, error=failure.message)
+    if tally.error is not None:
+        return replace(base, state="failed", status=502, code=Code.UPSTREAM_ERROR, error=tally.error)
+    if gone:
+        return replace(base, state="abandoned", status=499, error="the client left before the end")
+    return base
+
+
+def _broken(why: str) -> Refusal:
+    return Refusal(
+        status=502, code=Code.UPSTREAM_ERROR, message=f"The provider's stream broke off: {why}.", scope="provider"
+    )
