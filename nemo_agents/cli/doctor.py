@@ -1,0 +1,138 @@
+"""`nemo-agents doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import site
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from nemo_agents import environment
+from nemo_agents.cli.connect import gateway_options, home_folder
+from nemo_agents.cli.output import print_json
+from nemo_agents.errors import ExitCode, NemoError
+
+__all__ = ["doctor"]
+
+_PARTS = {
+    "openai": "openai",
+    "gateway": "uvicorn starlette sqlalchemy alembic genai-prices httptools jinja2 structlog",
+}
+_COMPROMISED_LITELLM = ("1.82.7", "1.82.8", "1.107.")
+_FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    """One thing that was looked at. `remedy` says what to do about a warning or failure."""
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    remedy: str = ""
+
+
+@click.command()
+@gateway_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(gateway_url: str | None, home: Path | None, *, as_json: bool) -> int:
+    """Check this machine's set-up and say what to mend; exits 1 when something cannot work."""
+    url = (gateway_url or environment.gateway_url(os.environ)).rstrip("/")
+    findings = [*_python(), *_packages(), *_folder(home_folder(home)), *_gateway(url, home), *_startup_files()]
+    if as_json:
+        print_json([{"level": f.level, "what": f.what, "remedy": f.remedy} for f in findings])
+    else:
+        for finding in findings:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
+            remedy = f"  → {finding.remedy}" if finding.remedy else ""
+            click.echo(f"{click.style(f'{finding.level:4}', fg=colour)}  {finding.what}{remedy}")
+    return ExitCode.FAILURE if any(finding.level == "fail" for finding in findings) else ExitCode.OK
+
+
+def _python() -> Iterator[_Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield _Finding(level="ok", what=f"Python {version}, nemo-agents {importlib.metadata.version('nemo-agents')}")
+
+
+def _packages() -> Iterator[_Finding]:
+    for extra, names in _PARTS.items():
+        missing = [name for name in names.split() if not _installed(name)]
+        if missing:
+            yield _Finding(
+                level="warn",
+                what=f"extra [{extra}] is incomplete: {', '.join(missing)}",
+                remedy=f"pip install 'nemo-agents[{extra}]'",
+            )
+        else:
+            yield _Finding(level="ok", what=f"extra [{extra}] is installed")
+    litellm = _installed("litellm")
+    if litellm and litellm.startswith(_COMPROMISED_LITELLM):
+        yield _Finding(
+            level="fail",
+            what=f"litellm {litellm} is a release that was compromised",
+            remedy="uninstall it, and rotate every credential this machine can read",
+        )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _folder(home: Path) -> Iterator[_Finding]:
+    if not home.exists():
+        yield _Finding(level="ok", what=f"{home} does not exist yet; the gateway's first start makes it")
+        return
+    if not os.access(home, os.W_OK | os.X_OK):
+        yield _Finding(level="fail", what=f"{home} cannot be written", remedy="mend its owner, or set NEMO_HOME")
+        return
+    for path in (home, *(home / name for name in ("admin.key", "pepper", "viewer.token", "keys.json", "gateway.db"))):
+        if path.exists() and path.stat().st_mode & _FOR_OTHERS:
+            mode = "700" if path.is_dir() else "600"
+            yield _Finding(level="fail", what=f"{path} can be read by others", remedy=f"chmod {mode} {path}")
+    yield _Finding(level="ok", what=f"{home} is private and writable")
+
+
+def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
+    from nemo_agents.admin import observe
+    from nemo_agents.cli.connect import admin_client
+
+    try:
+        with admin_client(url, home) as client:
+            info = client.run(observe.info())
+            problems = client.run(observe.verify()).get("problems", [])
+    except NemoError as error:
+        yield _Finding(level="warn", what=f"no gateway to talk to: {error}")
+        return
+    yield _Finding(level="ok", what=f"gateway {info['version']} at {url}; providers: {', '.join(info['providers'])}")
+    if info.get("stand_in"):
+        yield _Finding(
+            level="warn",
+            what=f"{info['stand_in']} answers for every model without a provider",
+            remedy="set a provider's key (OPENAI_API_KEY, …) where the gateway runs",
+        )
+    for problem in problems:
+        yield _Finding(
+            level="fail", what=f"ledger: {problem}", remedy="stop the gateway and keep a copy of its database"
+        )
+    if not problems:
+        yield _Finding(level="ok", what="every balance in the ledger adds up")
+
+
+def _startup_files() -> Iterator[_Finding]:
+    """Look for `.pth` files that run code at every start of Python: how a compromised package hid itself in 2026."""
+    for folder in {*site.getsitepackages(), site.getusersitepackages()}:
+        for path in sorted(Path(folder).glob("*.pth")):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if any(line.startswith(("import ", "import\t")) for line in lines):
+                yield _Finding(
+                    level="warn", what=f"{path.name} runs code at every start of Python", remedy=f"read {path}"
+                )

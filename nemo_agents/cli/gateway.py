@@ -1,0 +1,87 @@
+"""`nemo-agents gateway`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nemo_agents import environment
+from nemo_agents.errors import SettingsError
+
+if TYPE_CHECKING:
+    from nemo_agents.gateway.server import Running
+
+__all__ = ["gateway"]
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 picks a free one and prints it.  [default: 4141]")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    help="Folder of database and secrets.  [default: NEMO_HOME or ~/.nemo-agents]",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file.  [default: <home>/gateway.toml]")
+@click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "on", "off"]),
+    help="When the built-in sandbox answers for models without credentials.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What the gateway's own log shows."
+)
+def gateway(
+    *,
+    host: str | None,
+    port: int | None,
+    home: Path | None,
+    config: Path | None,
+    sandbox: str | None,
+    log_level: str | None,
+) -> None:
+    """Serve the embedded gateway, the admin API and the run viewer until interrupted.
+
+    Providers are found by their environment variables (OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, ...), by a
+    local Ollama, and in the configuration file. Without any, the built-in sandbox answers for every model, and says so.
+    """
+    try:
+        from nemo_agents.gateway.server import serve
+        from nemo_agents.gateway.settings import load_settings
+    except ImportError as error:
+        raise SettingsError(
+            f"the gateway's parts are not installed ({error.name}). Run: pip install 'nemo-agents[gateway]'"
+        ) from error
+    overrides = {"host": host, "port": port, "sandbox": sandbox, "log_level": log_level}
+    settings = load_settings(home or environment.home(os.environ), config=config, overrides=overrides)
+
+    async def serve_until_stopped() -> None:
+        stop = asyncio.Event()
+        async with serve(settings, os.environ, on_signal=stop.set) as running:
+            click.echo(_banner(running))
+            await stop.wait()
+            click.echo("stopping")
+
+    asyncio.run(serve_until_stopped())
+
+
+def _banner(running: Running) -> str:
+    state = running.gateway
+    real = [name for name in state.providers if name != "sandbox"]
+    lines = [
+        f"nemo-agents gateway listening on {running.url}",
+        f"  endpoint   {running.url}/v1",
+        f"  data       {state.settings.home}",
+        f"  providers  {', '.join(real) or 'none found'}",
+    ]
+    if state.stand_in is not None:
+        lines.append("  sandbox    answers for every model without a provider: made-up text, real prices, no network")
+    lines += [
+        "  viewer     open it with: nemo-agents view",
+        "  next       nemo-agents provision fleet.py",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""One run as a tree for a terminal: verdict, steps by parent, calls with status, model, tokens and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from nemo_agents.admin.wire import CallContent, CallRow, RunDetail, StepRow
+from nemo_agents.cli.output import STATE_STYLES, one_line
+from nemo_agents.money import format_nanos
+from nemo_agents.viewer import text
+from nemo_agents.viewer.verdict import name_of, why
+
+__all__ = ["call_text", "model_text", "print_run", "run_tree"]
+
+_FOLD_FROM = 4  # so many calls alike, one after the other, are one line on a terminal
+_ERROR_CHARS = 200
+
+
+def print_run(to: Console, detail: RunDetail, contents: Mapping[str, CallContent] | None = None) -> None:
+    """Print a run; on a terminal, calls alike that follow one another are folded unless their contents are shown."""
+    to.print(run_tree(detail, contents or {}, fold=to.is_terminal and not contents))
+
+
+def run_tree(detail: RunDetail, contents: Mapping[str, CallContent], *, fold: bool = False) -> Tree:
+    """Return the tree of a run."""
+    tree = Tree(_head(detail), guide_style="dim")
+    branches = _Branches(detail=detail, contents=contents, fold=fold)
+    branches.add_steps(tree, None, seen=frozenset())
+    known = {step.step for step in detail.steps}
+    branches.add_calls(tree, [call for call in detail.calls if call.step not in known])
+    return tree
+
+
+def _head(detail: RunDetail) -> Text:
+    run = detail.run
+    style = STATE_STYLES.get(run.state, "")
+    head = Text()
+    head.append(one_line(name_of(run)), style="bold")
+    head.append(f"  {run.run_id[:8] if run.grouped else run.run_id}", style="dim")
+    head.append(f"  {run.state}", style=style)
+    cap = f" of {format_nanos(run.budget_nanos)}" if run.budget_nanos is not None else ""
+    head.append(f"\n{format_nanos(run.cost_nanos)}{cap}", style="bold")
+    head.append(f" · {text.plural(run.calls, 'call')} · {_tokens(run.input_tokens, run.output_tokens)}")
+    head.append(f"\n{one_line(why(detail).text)}", style=style)
+    return head
+
+
+class _Branches:
+    """Adds steps and calls to a tree."""
+
+    def __init__(self, *, detail: RunDetail, contents: Mapping[str, CallContent], fold: bool) -> None:
+        self._detail = detail
+        self._contents = contents
+        self._fold = fold
+
+    def add_steps(self, branch: Tree, parent: str | None, *, seen: frozenset[str]) -> None:
+        labels = {step.step for step in self._detail.steps}
+        for step in self._detail.steps:
+            # A parent that never showed itself, or a circle that a client made up, hangs at the root.
+            above = step.parent if step.parent in labels else None
+            if above != parent or step.step in seen:
+                continue
+            node = branch.add(_step_text(step))
+            self.add_calls(node, [call for call in self._detail.calls if call.step == step.step])
+            self.add_steps(node, step.step, seen=seen | {step.step})
+
+    def add_calls(self, branch: Tree, calls: Sequence[CallRow]) -> None:
+        for alike in _folded(calls) if self._fold else ([call] for call in calls):
+            if len(alike) > 1:
+                branch.add(_alike_text(alike))
+            else:
+                self._add_call(branch, alike[0])
+
+    def _add_call(self, branch: Tree, call: CallRow) -> None:
+        line = call_text(call)
+        if call.error and call.state != "ok":
+            line.append(f"\n{one_line(text.shorten(call.error, _ERROR_CHARS))}", style="red")
+        node = branch.add(line)
+        if len(call.attempt_rows) > 1:
+            for attempt in call.attempt_rows:
+                what = f"attempt {attempt.n} {attempt.provider}/{one_line(attempt.model)}  {attempt.status or '-'}"
+                error = f"  {one_line(text.shorten(attempt.error, 100))}" if attempt.error else ""
+                node.add(Text(f"{what}  {text.cost(attempt.cost_nanos)}{error}", style="dim"))
+        content = self._contents.get(call.request_id)
+        if content is not None:
+            for message in content.prompt:
+                node.add(_message(message))
+            if content.answer is not None:
+                node.add(_message(content.answer))
+
+
+def call_text(call: CallRow) -> Text:
+    """Return one call on one line: status, model, tokens, cost, time, and the code of what went wrong."""
+    line = Text()
+    line.append(f"{call.status or '-'} ", style=STATE_STYLES.get(call.state, ""))
+    line.append_text(model_text(call))
+    if call.input_tokens is not None or call.output_tokens is not None:
+        line.append(f"  {_tokens(call.input_tokens, call.output_tokens)}")
+    if call.cost_nanos is None or call.cost_nanos or call.state == "ok":
+        line.append(f"  {text.cost(call.cost_nanos)}")
+    line.append(f"  {text.duration(call.latency_us)}", style="dim")
+    if call.code:
+        limit = " ".join(part for part in (call.scope, call.limit) if part)
+        line.append(f"  {one_line(call.code)}{f' ({one_line(limit)})' if limit else ''}", style="red")
+    return line
+
+
+def model_text(call: CallRow) -> Text:
+    """Return what was asked and, where it says more, what served it: `gpt-4o → sandbox`, `fast → openai/o3-mini`."""
+    asked = call.model_asked or call.endpoint
+    line = Text(one_line(asked))
+    if call.provider and call.model_served:
+        same = call.model_served == asked or call.model_served.endswith(f"/{asked}")
+        served = call.provider if same else f"{call.provider}/{call.model_served}"
+        if served != asked:
+            line.append(f" → {one_line(served)}", style="dim")
+    return line
+
+
+def _step_text(step: StepRow) -> Text:
+    line = Text()
+    line.append(one_line(step.step), style="bold")
+    if step.role:
+        line.append(f" ({one_line(step.role)})", style="dim")
+    line.append(f"  {step.state}", style=STATE_STYLES.get(step.state, ""))
+    line.append(f"  {format_nanos(step.cost_nanos)}  {_tokens(step.input_tokens, step.output_tokens)}")
+    if step.ended_us is not None:
+        line.append(f"  {text.duration(step.ended_us - step.started_us)}", style="dim")
+    return line
+
+
+def _folded(calls: Sequence[CallRow]) -> Iterator[list[CallRow]]:
+    for _, group in groupby(calls, key=_likeness):
+        alike = list(group)
+        plain = alike[0].state == "ok" and alike[0].attempts <= 1
+        if plain and len(alike) >= _FOLD_FROM:
+            yield alike
+        else:
+            yield from ([call] for call in alike)
+
+
+def _likeness(call: CallRow) -> tuple[str, int | None, str | None, str | None, str | None, bool]:
+    return (call.state, call.status, call.model_asked, call.model_served, call.provider, call.attempts > 1)
+
+
+def _alike_text(calls: Sequence[CallRow]) -> Text:
+    line = Text()
+    line.append(f"{calls[0].status or '-'} ", style=STATE_STYLES.get(calls[0].state, ""))
+    line.append_text(model_text(calls[0]))
+    line.append(f"  {text.plural(len(calls), 'call')}", style="bold")
+    line.append(f"  {_tokens(sum(c.input_tokens or 0 for c in calls), sum(c.output_tokens or 0 for c in calls))}")
+    line.append(f"  {format_nanos(sum(call.cost_nanos or 0 for call in calls))}")
+    times = [call.latency_us for call in calls if call.latency_us is not None]
+    if times:
+        line.append(f"  {text.duration(min(times))} to {text.duration(max(times))}", style="dim")
+    return line
+
+
+def _message(message: object) -> Text:
+    role, body = "answer", message
+    if isinstance(message, dict):
+        role, body = str(message.get("role", "message")), message.get("content")
+        if message.get("tool_calls"):
+            body = {"content": body, "tool_calls": message["tool_calls"]} if body else message["tool_calls"]
+    if not isinstance(body, str):
+        body = msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
+    line = Text(f"{one_line(role)}: ", style="dim")
+    line.append(text.visible(body))
+    return line
+
+
+def _tokens(input_tokens: int | None, output_tokens: int | None) -> str:
+    return f"{text.count(input_tokens)} in, {text.count(output_tokens)} out"
