@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -14,20 +15,20 @@ __all__ = ["cli", "main"]
 
 # name: (module, attribute, one line of help). Help texts stand here so that listing them imports nothing.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "demo", "Run the example fleet offline: plan, provision, three runs, the run page."),
+    "demo": ("demo", "demo", "See it work, offline: plan, provision, three runs, the run page."),
     "gateway": ("gateway", "gateway", "Serve the embedded gateway, the admin API and the run viewer."),
     "provision": ("provision", "provision", "Plan, ask, and apply: every role of a fleet gets its virtual key."),
-    "plan": ("provision", "plan", "Show what provisioning would change; --out writes the plan to a file."),
-    "apply": ("provision", "apply", "Perform exactly a written plan; refuses when the gateway has moved since."),
-    "check": ("provision", "check", "Plan, and exit 3 when anything is pending or has drifted (for CI)."),
+    "plan": ("provision", "plan", "Show what provisioning would change; --out keeps the plan."),
+    "apply": ("provision", "apply", "Perform a kept plan exactly; refuses when it is stale."),
+    "check": ("provision", "check", "Exit 3 when anything is pending or has drifted (for CI)."),
     "destroy": ("provision", "destroy", "Revoke a fleet's keys and remove the fleet from the gateway."),
     "adopt": ("provision", "adopt", "Take ownership of a key that exists already."),
     "forget": ("provision", "forget", "Drop ownership of a role's key without revoking it."),
-    "rotate": ("provision", "rotate", "Issue a role's successor key; the old one stays valid for an overlap."),
+    "rotate": ("provision", "rotate", "Give a role a new key; the old one works on for a while."),
     "block": ("provision", "block", "Stop a role's key, reversibly."),
     "unblock": ("provision", "unblock", "Let a blocked key work again."),
     "revoke": ("provision", "revoke", "End a role's key for good."),
-    "keys": ("provision", "keys", "Hand stored keys to a child process (export)."),
+    "keys": ("provision", "keys", "Hand stored keys to another program (export)."),
     "status": ("observe", "status", "Spend against budget, limits and last use of every role."),
     "runs": ("observe", "runs", "Read runs: list, show, tail, stop."),
     "logs": ("observe", "logs", "Read the request log."),
@@ -67,6 +68,9 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; every expected failure is one line on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a narrow encoding shows less, but nothing fails for it
     try:
         result: Any = cli.main(args=args, prog_name="nemo-agents", standalone_mode=False)
     except click.exceptions.Abort:
@@ -76,11 +80,10 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except NemoError as error:
-        click.echo(f"error: {error}", err=True)
+        from nemo_agents.cli.output import one_line
+
+        click.echo(f"error: {one_line(' '.join(str(error).split()))}", err=True)
         sys.exit(ExitCode.FAILURE)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left; there is nobody to tell
-        sys.exit(ExitCode.FAILURE)
     sys.exit(result if isinstance(result, int) else ExitCode.OK)

@@ -14,10 +14,9 @@ from typing import Literal
 
 import click
 
-from nemo_agents import environment
-from nemo_agents.cli.connect import gateway_options, home_folder
-from nemo_agents.cli.output import print_json
-from nemo_agents.errors import ExitCode, NemoError
+from nemo_agents.cli.connect import address, admin_client, gateway_options, home_folder
+from nemo_agents.cli.output import console, one_line, print_json, print_wrapped
+from nemo_agents.errors import AdminError, ExitCode, NemoError
 
 __all__ = ["doctor"]
 
@@ -26,6 +25,13 @@ _PARTS = {
     "gateway": "uvicorn starlette sqlalchemy alembic genai-prices httptools jinja2 structlog",
 }
 _COMPROMISED_LITELLM = ("1.82.7", "1.82.8", "1.107.")
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_INDENT = 6
+# What setuptools installs beside itself, to the letter.
+_SETUPTOOLS_LINE = (
+    "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == 'local'; "
+    "enabled and __import__('_distutils_hack').add_shim();"
+)
 _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -43,16 +49,24 @@ class _Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(gateway_url: str | None, home: Path | None, *, as_json: bool) -> int:
     """Check this machine's set-up and say what to mend; exits 1 when something cannot work."""
-    url = (gateway_url or environment.gateway_url(os.environ)).rstrip("/")
+    url = address(gateway_url)
     findings = [*_python(), *_packages(), *_folder(home_folder(home)), *_gateway(url, home), *_startup_files()]
     if as_json:
         print_json([{"level": f.level, "what": f.what, "remedy": f.remedy} for f in findings])
     else:
-        for finding in findings:
-            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
-            remedy = f"  → {finding.remedy}" if finding.remedy else ""
-            click.echo(f"{click.style(f'{finding.level:4}', fg=colour)}  {finding.what}{remedy}")
+        _print_findings(findings)
     return ExitCode.FAILURE if any(finding.level == "fail" for finding in findings) else ExitCode.OK
+
+
+def _print_findings(findings: list[_Finding]) -> None:
+    from rich.text import Text
+
+    to = console()
+    for finding in findings:
+        to.print(Text(f"{finding.level:4}  ", style=_COLOURS[finding.level]), end="")
+        print_wrapped(to, one_line(finding.what), first=_INDENT, indent=_INDENT)
+        if finding.remedy:
+            print_wrapped(to, f"{'':{_INDENT}}→ {one_line(finding.remedy)}", indent=_INDENT + 2)
 
 
 def _python() -> Iterator[_Finding]:
@@ -94,23 +108,28 @@ def _folder(home: Path) -> Iterator[_Finding]:
     if not os.access(home, os.W_OK | os.X_OK):
         yield _Finding(level="fail", what=f"{home} cannot be written", remedy="mend its owner, or set NEMO_HOME")
         return
+    private = True
     for path in (home, *(home / name for name in ("admin.key", "pepper", "viewer.token", "keys.json", "gateway.db"))):
         if path.exists() and path.stat().st_mode & _FOR_OTHERS:
+            private = False
             mode = "700" if path.is_dir() else "600"
-            yield _Finding(level="fail", what=f"{path} can be read by others", remedy=f"chmod {mode} {path}")
-    yield _Finding(level="ok", what=f"{home} is private and writable")
+            yield _Finding(level="fail", what=f"{path} is open to others", remedy=f"chmod {mode} {path}")
+    if private:
+        yield _Finding(level="ok", what=f"{home} is private and writable")
 
 
 def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
     from nemo_agents.admin import observe
-    from nemo_agents.cli.connect import admin_client
 
     try:
         with admin_client(url, home) as client:
             info = client.run(observe.info())
             problems = client.run(observe.verify()).get("problems", [])
+    except AdminError as error:
+        yield _Finding(level="fail", what=f"the gateway at {url} refuses: {error}")
+        return
     except NemoError as error:
-        yield _Finding(level="warn", what=f"no gateway to talk to: {error}")
+        yield _Finding(level="warn", what=str(error))
         return
     yield _Finding(level="ok", what=f"gateway {info['version']} at {url}; providers: {', '.join(info['providers'])}")
     if info.get("stand_in"):
@@ -132,7 +151,7 @@ def _startup_files() -> Iterator[_Finding]:
     for folder in {*site.getsitepackages(), site.getusersitepackages()}:
         for path in sorted(Path(folder).glob("*.pth")):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if any(line.startswith(("import ", "import\t")) for line in lines):
+            if any(line.startswith(("import ", "import\t")) and line.strip() != _SETUPTOOLS_LINE for line in lines):
                 yield _Finding(
                     level="warn", what=f"{path.name} runs code at every start of Python", remedy=f"read {path}"
                 )

@@ -50,7 +50,7 @@ def gateway(
     local Ollama, and in the configuration file. Without any, the built-in sandbox answers for every model, and says so.
     """
     try:
-        from nemo_agents.gateway.server import serve
+        from nemo_agents.gateway.server import new_event_loop, serve
         from nemo_agents.gateway.settings import load_settings
     except ImportError as error:
         raise SettingsError(
@@ -64,9 +64,11 @@ def gateway(
         async with serve(settings, os.environ, on_signal=stop.set) as running:
             click.echo(_banner(running))
             await stop.wait()
-            click.echo("stopping")
+            click.echo("stopping: calls under way are finished first")
+        click.echo("stopped")
 
-    asyncio.run(serve_until_stopped())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve_until_stopped())
 
 
 def _banner(running: Running) -> str:

@@ -5,26 +5,31 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nemo_agents.cli.connect import admin_client, gateway_options
-from nemo_agents.cli.output import console, print_json, print_table, state_text
-from nemo_agents.errors import ExitCode
+from nemo_agents.cli.output import console, one_line, print_json, safe_json, state_text
+from nemo_agents.cli.table import Column, print_table
+from nemo_agents.errors import AdminError, ExitCode, NemoError
 from nemo_agents.money import format_nanos
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
-    from nemo_agents.admin.wire import CallRow, FleetStatus, RoleStatus, RunRow
+    from nemo_agents.admin.wire import CallRow, FleetStatus, RoleStatus, RunDetail, RunRow
+    from nemo_agents.client import Client
 
 __all__ = ["logs", "print_status", "runs", "status", "view"]
 
 _SINCE = re.compile(r"([1-9][0-9]{0,4})(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_BAR_CELLS = 12
+_BAR_CELLS = 10
+_EIGHTHS = " ▏▎▍▌▋▊▉"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -51,46 +56,72 @@ def status(fleet: str | None, gateway_url: str | None, home: Path | None, *, as_
     if as_json:
         print_json(fleets)
         return
+    if fleet is not None and not fleets:
+        raise NemoError(f"the gateway has no fleet {fleet}. `nemo-agents status` lists those it has.")
     if not fleets:
         click.echo("No fleet is provisioned here yet. Next: nemo-agents provision fleet.py")
-    for one in fleets:
-        print_status(one)
+    to = console()
+    for number, one in enumerate(fleets):
+        if number:
+            to.print()
+        print_status(to, one)
 
 
-def print_status(fleet: FleetStatus) -> None:
+_STATUS_COLUMNS = (
+    Column(title="role", shrink_to=16),
+    Column(title="state"),
+    Column(title="spend", shrink_to=_BAR_CELLS),
+    Column(title=""),
+    Column(title="rpm", right=True),
+    Column(title="tpm", right=True),
+    Column(title="last used", drop=1),
+    Column(title="models", shrink_to=12, drop=2),
+    Column(title="guardrails", shrink_to=16, drop=3),
+)
+
+
+def print_status(to: Console, fleet: FleetStatus) -> None:
     """Print one fleet and its roles."""
+    from rich.text import Text
+
     from nemo_agents.viewer.text import age
 
     now_us = time.time_ns() // 1000
-    title = fleet.fleet or "keys without a fleet"
-    spent = _spent(fleet.spent_nanos, fleet.held_nanos, fleet.budget_nanos, fleet.period)
-    console().print(f"{title}  {_bar(fleet.spent_nanos + fleet.held_nanos, fleet.budget_nanos)} {spent}")
-    print_table(
-        ("role", "state", "spend", "", "rpm", "tpm", "last used", "models", "guardrails"),
-        [_status_row(role, age(role.last_used_us, now_us) if role.last_used_us else "never") for role in fleet.roles],
-        right=("rpm", "tpm"),
-    )
+    used = fleet.spent_nanos + fleet.held_nanos
+    head = Text(one_line(fleet.fleet or "keys without a fleet"), style="bold")
+    if fleet.budget_nanos is not None:
+        head.append("  ")
+        head.append_text(_bar(used, fleet.budget_nanos))
+    head.append(f"  {_spent(fleet.spent_nanos, fleet.held_nanos, fleet.budget_nanos, fleet.period)}", style="not bold")
+    to.print(head, soft_wrap=True)
+    rows = [_status_row(role, age(role.last_used_us, now_us) if role.last_used_us else "never") for role in fleet.roles]
+    print_table(to, _STATUS_COLUMNS, rows)
 
 
 def _status_row(role: RoleStatus, last_used: str) -> tuple[str | Text, ...]:
     return (
-        role.role,
+        one_line(role.role),
         state_text(role.state),
         _bar(role.spent_nanos + role.held_nanos, role.budget_nanos),
         _spent(role.spent_nanos, role.held_nanos, role.budget_nanos, role.period),
         _used(role.rpm_used, role.rpm),
         _used(role.tpm_used, role.tpm),
         last_used,
-        ", ".join(role.models) or "any",
-        ", ".join(role.guardrails) or "-",
+        one_line(", ".join(role.models)) or "any",
+        one_line(", ".join(role.guardrails)) or "-",
     )
 
 
-def _bar(used: int, limit: int | None) -> str:
+def _bar(used: int, limit: int | None) -> Text:
+    """Draw a share in eighths of a cell, rounded down: a bar that looks full is full."""
+    from rich.text import Text
+
     if not limit:
-        return " " * _BAR_CELLS
-    full = min(_BAR_CELLS, -(-used * _BAR_CELLS // limit))
-    return "█" * full + "░" * (_BAR_CELLS - full)
+        return Text(" " * _BAR_CELLS if limit is None else "█" * _BAR_CELLS)
+    eighths = min(_BAR_CELLS * 8, used * _BAR_CELLS * 8 // limit)
+    full, rest = divmod(eighths, 8)
+    bar = Text("█" * full + (_EIGHTHS[rest] if rest else ""), style="red" if eighths == _BAR_CELLS * 8 else "green")
+    return bar.append("░" * (_BAR_CELLS - bar.cell_len), style="dim")
 
 
 def _spent(spent: int, held: int, budget: int | None, period: str | None) -> str:
@@ -101,7 +132,9 @@ def _spent(spent: int, held: int, budget: int | None, period: str | None) -> str
 
 
 def _used(used: int, limit: int | None) -> str:
-    return f"{used:,}/{limit:,}" if limit is not None else f"{used:,}"
+    from nemo_agents.viewer.text import count
+
+    return f"{count(used)}/{count(limit)}" if limit is not None else count(used)
 
 
 @click.group()
@@ -143,6 +176,20 @@ def list_runs(
     _print_runs(found)
 
 
+_RUN_COLUMNS = (
+    Column(title="run"),
+    Column(title="state"),
+    Column(title="name", shrink_to=20),
+    Column(title="cost", right=True),
+    Column(title="calls", right=True),
+    Column(title="errors", right=True, drop=3),
+    Column(title="tokens", right=True, drop=2),
+    Column(title="took", right=True, drop=1),
+    Column(title="age", right=True),
+    Column(title="stopped by", shrink_to=12),
+)
+
+
 def _print_runs(found: list[RunRow]) -> None:
     from nemo_agents.viewer import text
     from nemo_agents.viewer.verdict import name_of
@@ -151,25 +198,22 @@ def _print_runs(found: list[RunRow]) -> None:
         click.echo("No runs yet.")
         return
     now_us = time.time_ns() // 1000
-    print_table(
-        ("run", "state", "name", "cost", "calls", "errors", "tokens", "took", "age", "stopped by"),
-        [
-            (
-                run.run_id[:8] if run.grouped else run.run_id,
-                state_text(run.state),
-                text.visible(text.shorten(name_of(run), 48)),
-                _cost(run.cost_nanos, run.budget_nanos),
-                str(run.calls),
-                str(run.errors) if run.errors else "-",
-                text.count(run.input_tokens + run.output_tokens),
-                text.duration(run.ended_us - run.started_us) if run.ended_us else "-",
-                text.age(run.started_us, now_us),
-                _stopped_by(run),
-            )
-            for run in found
-        ],
-        right=("cost", "calls", "errors", "tokens", "took", "age"),
-    )
+    rows = [
+        (
+            run.run_id[:8] if run.grouped else run.run_id,
+            state_text(run.state),
+            one_line(name_of(run)),
+            _cost(run.cost_nanos, run.budget_nanos),
+            str(run.calls),
+            str(run.errors) if run.errors else "-",
+            text.count(run.input_tokens + run.output_tokens),
+            text.duration(run.ended_us - run.started_us) if run.ended_us else "-",
+            text.age(run.started_us, now_us),
+            one_line(_stopped_by(run)),
+        )
+        for run in found
+    ]
+    print_table(console(), _RUN_COLUMNS, rows)
 
 
 def _cost(cost_nanos: int, budget_nanos: int | None) -> str:
@@ -193,12 +237,29 @@ def show_run(run_id: str, gateway_url: str | None, home: Path | None, *, prompts
     from nemo_agents.cli.tree import print_run
 
     with admin_client(gateway_url, home) as client:
-        detail = client.run(observe.run(run_id))
+        detail = _find(client, run_id)
         contents = [client.run(observe.content(call.request_id)) for call in detail.calls] if prompts else []
     if as_json:
         print_json({"run": detail, "contents": contents} if prompts else detail)
         return
-    print_run(detail, {content.request_id: content for content in contents})
+    print_run(console(), detail, {content.request_id: content for content in contents})
+
+
+def _find(client: Client, run_id: str) -> RunDetail:
+    """Read one run. Raises NemoError that says how to find the right id."""
+    from nemo_agents.admin import observe
+
+    try:
+        return client.run(observe.run(run_id))
+    except AdminError as error:
+        if error.status != 404:
+            raise
+    if run_id == "last":
+        raise NemoError(f"there are no runs yet at {client.base_url}.")
+    raise NemoError(
+        f"there is no run {run_id!r} at {client.base_url}, or several begin so. "
+        "`nemo-agents runs list` shows their ids; six characters or more are enough."
+    )
 
 
 @runs.command("tail")
@@ -215,24 +276,45 @@ def tail_runs(
     """Print each call as it ends, until interrupted."""
     from nemo_agents.admin import observe
 
-    printed: dict[str, None] = {}
+    to = console()
+    printed: set[str] = set()
     with admin_client(gateway_url, home) as client:
         since_us = time.time_ns() // 1000
+        first = True
         while True:
-            page = client.run(observe.logs(**where, since_us=since_us - 3_600_000_000, limit=500))  # type: ignore[arg-type]
+            page = client.run(observe.logs(**where, since_us=since_us - _LONGEST_CALL_US, limit=500))  # type: ignore[arg-type]
+            if first:  # only now: a gateway that cannot be reached has said so before
+                click.echo("Waiting for calls; Ctrl-C ends this.", err=True)
+                first = False
             for call in reversed(page.calls):
                 ended_us = call.started_us + (call.latency_us or 0)
                 if call.state == "open" or ended_us < since_us or call.request_id in printed:
                     continue
-                printed[call.request_id] = None
-                if as_json:
-                    import msgspec
-
-                    click.echo(msgspec.json.encode(call))
-                else:
-                    click.echo("  ".join(str(cell) for cell in _call_row(call)))
-                sys.stdout.flush()
+                printed.add(call.request_id)
+                _print_ended(to, call, as_json=as_json)
+            sys.stdout.flush()
             time.sleep(interval)
+
+
+_LONGEST_CALL_US = 3_600_000_000
+
+
+def _print_ended(to: Console, call: CallRow, *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        click.echo(safe_json(msgspec.json.encode(call).decode()))
+        return
+    from rich.text import Text
+
+    from nemo_agents.cli.tree import call_text
+    from nemo_agents.viewer.text import clock
+
+    run = call.run_id[:8] if call.run_id != call.request_id else "-"
+    role = one_line(call.role or call.key_alias or "-")
+    line = Text(f"{clock(call.started_us)[-8:]}  {run:8}  ", style="dim")
+    line.append(f"{role}  {one_line(call.step or '-')}  ", style="not dim")
+    to.print(line.append_text(call_text(call)), soft_wrap=True)
 
 
 @runs.command("stop")
@@ -243,8 +325,9 @@ def stop_run(run_id: str, gateway_url: str | None, home: Path | None) -> None:
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:
-        client.run(observe.stop(run_id))
-    click.echo(f"stopped {run_id}")
+        found = _find(client, run_id).run
+        client.run(observe.stop(found.run_id))
+    click.echo(f"Stopped {found.run_id}: further calls are refused with 403 run_stopped.")
 
 
 @click.command()
@@ -264,7 +347,7 @@ def logs(gateway_url: str | None, home: Path | None, *, as_json: bool, **where: 
 
     with admin_client(gateway_url, home) as client:
         if where["run_id"] is not None:
-            where["run_id"] = client.run(observe.run(where["run_id"])).run.run_id
+            where["run_id"] = _find(client, where["run_id"]).run.run_id
         page = client.run(observe.logs(**where))
     if as_json:
         print_json(page.calls)
@@ -272,50 +355,57 @@ def logs(gateway_url: str | None, home: Path | None, *, as_json: bool, **where: 
     if not page.calls:
         click.echo("No calls match.")
         return
-    right = ("status", "in", "out", "cost", "took", "first token")
-    print_table(_CALL_COLUMNS, [_call_row(call) for call in page.calls], right=right)
+    to = console()
+    print_table(to, _CALL_COLUMNS, _call_rows(page.calls, short=to.is_terminal))
 
 
 _CALL_COLUMNS = (
-    "time",
-    "role",
-    "run",
-    "step",
-    "model",
-    "provider",
-    "status",
-    "code",
-    "in",
-    "out",
-    "cost",
-    "took",
-    "first token",
-    "request",
+    Column(title="time (UTC)"),
+    Column(title="role", shrink_to=10),
+    Column(title="run"),
+    Column(title="step", shrink_to=10, drop=1),
+    Column(title="model", shrink_to=14),
+    Column(title="served by", shrink_to=14, drop=2),
+    Column(title="status"),
+    Column(title="code", shrink_to=12),
+    Column(title="in", right=True),
+    Column(title="out", right=True),
+    Column(title="cost", right=True),
+    Column(title="took", right=True),
+    Column(title="first token", right=True, drop=4),
+    Column(title="request", drop=3),
 )
 
 
-def _call_row(call: CallRow) -> tuple[str | Text, ...]:
+def _call_rows(calls: Sequence[CallRow], *, short: bool) -> list[tuple[str | Text, ...]]:
+    """Return table rows; `short` leaves out what is the same in all and the tail of ids, for eyes alone."""
+    from rich.text import Text
+
+    from nemo_agents.cli.output import STATE_STYLES
+    from nemo_agents.cli.tree import served_by
     from nemo_agents.viewer import text
 
-    model = text.visible(call.model_asked or "-")
-    if call.model_served and call.model_served not in (model, f"{call.provider}/{model}"):
-        model += f" → {text.visible(call.model_served)}"
-    return (
-        text.clock(call.started_us),
-        call.role or call.key_alias or "-",
-        call.run_id[:8] if call.run_id != call.request_id else "-",
-        text.visible(call.step or "-"),
-        model,
-        call.provider or "-",
-        str(call.status or "-"),
-        call.code or "-",
-        text.count(call.input_tokens),
-        text.count(call.output_tokens),
-        text.cost(call.cost_nanos),
-        text.duration(call.latency_us),
-        text.duration(call.ttft_us),
-        call.request_id,
-    )
+    stamps = [text.clock(call.started_us) for call in calls]
+    same_day = short and len({stamp.partition(" ")[0] for stamp in (*stamps, text.clock(time.time_ns() // 1000))}) == 1
+    return [
+        (
+            stamp.partition(" ")[2] if same_day else stamp,
+            one_line(call.role or call.key_alias or "-"),
+            call.run_id[:8] if call.run_id != call.request_id else "-",
+            one_line(call.step or "-"),
+            one_line(call.model_asked or call.endpoint),
+            one_line(served_by(call) or "-"),
+            Text(str(call.status or "-"), style=STATE_STYLES.get(call.state, "")),
+            one_line(call.code or "-"),
+            text.count(call.input_tokens),
+            text.count(call.output_tokens),
+            text.cost(call.cost_nanos),
+            text.duration(call.latency_us),
+            text.duration(call.ttft_us),
+            call.request_id[:12] if short else call.request_id,
+        )
+        for call, stamp in zip(calls, stamps, strict=True)
+    ]
 
 
 @click.command()
@@ -327,7 +417,7 @@ def view(run_id: str | None, gateway_url: str | None, home: Path | None, *, only
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:
-        path = f"/runs/{client.run(observe.run(run_id)).run.run_id}" if run_id else "/runs"
+        path = f"/runs/{_find(client, run_id).run.run_id}" if run_id else "/runs"
         url = client.run(observe.viewer_link(path))
     click.echo(url)
     if not only_print and click.launch(url) != 0:

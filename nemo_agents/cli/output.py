@@ -59,22 +59,26 @@ def state_text(state: str) -> Text:
     return Text(one_line(state), style=STATE_STYLES.get(state, ""))
 
 
-def print_wrapped(to: Console, text: str, *, indent: int = 0, style: str = "") -> None:
-    """Print one line of text, continued `indent` cells from the left where the terminal is too narrow for it."""
+def print_wrapped(to: Console, text: str, *, first: int = 0, indent: int = 0, style: str = "") -> None:
+    """Print one line of text, continued `indent` cells from the left where the terminal is too narrow for it.
+
+    `first` is how many cells of the first line are taken already.
+    """
     from rich.text import Text
 
-    narrow = to.width < _UNBOUNDED
+    if to.width >= _UNBOUNDED:
+        to.print(Text(text, style=style), soft_wrap=True)
+        return
     lines = textwrap.wrap(
-        text,
+        "\0" * first + text,  # which no text holds once it is made visible
         to.width,
         subsequent_indent=" " * min(indent, to.width // 3),
         break_on_hyphens=False,
         break_long_words=False,
         replace_whitespace=False,
-        drop_whitespace=True,
     )
-    for line in lines if narrow else [text]:
-        to.print(Text(line, style=style), soft_wrap=True)
+    for line in lines:
+        to.print(Text(line.lstrip("\0"), style=style), soft_wrap=True)
 
 
 def print_json(value: object) -> None:

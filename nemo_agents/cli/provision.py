@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_agents import environment
-from nemo_agents.cli.connect import admin_client, gateway_options, home_folder
+from nemo_agents.cli.connect import address, admin_client, gateway_options, home_folder
+from nemo_agents.cli.output import console, echo_json, one_line, print_json, print_wrapped
 from nemo_agents.errors import ExitCode, ProvisionError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nemo_agents.client import Client
     from nemo_agents.provision.keystore import FileKeyStore
     from nemo_agents.provision.plan import Plan
@@ -29,6 +31,7 @@ __all__ = [
     "forget",
     "keys",
     "plan",
+    "print_plan",
     "provision",
     "revoke",
     "rotate",
@@ -56,8 +59,7 @@ class _Site:
 
 
 def _site(gateway_url: str | None, home: Path | None) -> _Site:
-    url = (gateway_url or environment.gateway_url(os.environ)).rstrip("/")
-    return _Site(gateway_url=url, home=home_folder(home))
+    return _Site(gateway_url=address(gateway_url), home=home_folder(home))
 
 
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -283,7 +285,7 @@ def export(fleet: str, gateway_url: str | None, home: Path | None, *, only: str 
             f"the key store has no key for {who} at {site.gateway_url}. `nemo-agents provision` first."
         )
     if form == "json":
-        _echo_json({role: secret.reveal() for role, secret in found.items()})
+        print_json({role: secret.reveal() for role, secret in found.items()})
         return
     for role, secret in found.items():
         click.echo(f"{environment.role_key_variable(role)}={secret.reveal()}")
@@ -315,9 +317,7 @@ def _confirm_and_apply(site: _Site, made: Plan, *, yes: bool, as_json: bool) -> 
     if not as_json or made.is_empty:
         _print_plan(made, as_json=as_json)
     elif not yes:  # a person is asked about it below, and the answer's place is taken by the JSON
-        from nemo_agents.provision.render import plan_to_text
-
-        click.echo(plan_to_text(made), err=True)
+        click.echo("\n".join(_plan_lines(made)), err=True)
     if made.is_empty:
         return
     if not made.conflicts:  # with conflicts, apply says what to do about them
@@ -325,9 +325,7 @@ def _confirm_and_apply(site: _Site, made: Plan, *, yes: bool, as_json: bool) -> 
     with site.client() as client:
         done = client.run(perform(made, site.store))
     if as_json:
-        from nemo_agents.provision.render import plan_to_json
-
-        click.echo(plan_to_json(made))
+        _print_plan(made, as_json=True)
     else:
         click.echo(f"  Done: {len(done.performed)} changed at {site.gateway_url}. Keys are in {site.store.path}.")
 
@@ -337,28 +335,33 @@ def _confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask at: pass --yes to go ahead.")
-    click.confirm(f"  {question}", abort=True, err=True)
+    if not click.confirm(f"  {question}", err=True):
+        raise ProvisionError("not confirmed, so nothing was changed.")
 
 
 def _print_plan(made: Plan, *, as_json: bool) -> None:
-    from nemo_agents.provision.render import plan_to_json, plan_to_text
+    from nemo_agents.provision.render import plan_to_json
 
     if as_json:
-        click.echo(plan_to_json(made))
-        return
-    text = plan_to_text(made)
-    if not sys.stdout.isatty():
-        click.echo(text)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for line in text.splitlines():
-        console.print(Text(line, style=_COLOURS.get(line[2:3], "")), soft_wrap=True)
+        echo_json(plan_to_json(made))
+    else:
+        print_plan(console(), made)
 
 
-def _echo_json(value: object) -> None:
-    import msgspec
+def print_plan(to: Console, made: Plan) -> None:
+    """Print a plan: on a terminal in colour, and continued under the details where a line is too long."""
+    details_at = max((len(change.name) for change in made.changes), default=0) + 6
+    for line in _plan_lines(made):
+        sign = line[2:3] if line[3:4] == " " else ""
+        indent = details_at if sign in _COLOURS else len(line) - len(line.lstrip())
+        print_wrapped(to, line, indent=indent, style=_COLOURS.get(sign, ""))
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+def _plan_lines(made: Plan) -> list[str]:
+    """Return the plan's lines; a name on the gateway that holds a line feed cannot pass for a line of its own."""
+    from nemo_agents.provision.render import line_of, plan_to_text
+
+    width = max((len(change.name) for change in made.changes), default=0)
+    lines = [line for change in made.changes for line in line_of(change, width)]
+    rest = plan_to_text(made).removeprefix("\n".join(lines))
+    return [one_line(line) for line in (*lines, *rest.strip("\n").split("\n"))]

@@ -16,22 +16,31 @@ from nemo_agents.money import format_nanos
 from nemo_agents.viewer import text
 from nemo_agents.viewer.verdict import name_of, why
 
-__all__ = ["call_text", "model_text", "print_run", "run_tree"]
+__all__ = ["call_text", "print_run", "run_tree", "served_by"]
 
 _FOLD_FROM = 4  # so many calls alike, one after the other, are one line on a terminal
 _ERROR_CHARS = 200
 
 
-def print_run(to: Console, detail: RunDetail, contents: Mapping[str, CallContent] | None = None) -> None:
-    """Print a run; on a terminal, calls alike that follow one another are folded unless their contents are shown."""
-    to.print(run_tree(detail, contents or {}, fold=to.is_terminal and not contents))
+def print_run(
+    to: Console,
+    detail: RunDetail,
+    contents: Mapping[str, CallContent] | None = None,
+    *,
+    fold: bool | None = None,
+) -> None:
+    """Print a run. `fold` puts calls alike that follow one another on one line.
+
+    By default that is done on a terminal, unless the contents of calls are shown.
+    """
+    to.print(run_tree(detail, contents or {}, fold=to.is_terminal and not contents if fold is None else fold))
 
 
 def run_tree(detail: RunDetail, contents: Mapping[str, CallContent], *, fold: bool = False) -> Tree:
     """Return the tree of a run."""
     tree = Tree(_head(detail), guide_style="dim")
     branches = _Branches(detail=detail, contents=contents, fold=fold)
-    branches.add_steps(tree, None, seen=frozenset())
+    branches.add_steps(tree)
     known = {step.step for step in detail.steps}
     branches.add_calls(tree, [call for call in detail.calls if call.step not in known])
     return tree
@@ -58,19 +67,29 @@ class _Branches:
         self._detail = detail
         self._contents = contents
         self._fold = fold
+        self._shown: set[str] = set()
 
-    def add_steps(self, branch: Tree, parent: str | None, *, seen: frozenset[str]) -> None:
+    def add_steps(self, tree: Tree) -> None:
+        """Add every step once, under its parent; one whose parents go in a circle hangs at the root."""
         labels = {step.step for step in self._detail.steps}
         for step in self._detail.steps:
-            # A parent that never showed itself, or a circle that a client made up, hangs at the root.
-            above = step.parent if step.parent in labels else None
-            if above != parent or step.step in seen:
-                continue
-            node = branch.add(_step_text(step))
-            self.add_calls(node, [call for call in self._detail.calls if call.step == step.step])
-            self.add_steps(node, step.step, seen=seen | {step.step})
+            if step.parent not in labels:
+                self._add_step(tree, step)
+        for step in self._detail.steps:
+            self._add_step(tree, step)
+
+    def _add_step(self, branch: Tree, step: StepRow) -> None:
+        if step.step in self._shown:
+            return
+        self._shown.add(step.step)
+        node = branch.add(_step_text(step))
+        self.add_calls(node, [call for call in self._detail.calls if call.step == step.step])
+        for inner in self._detail.steps:
+            if inner.parent == step.step:
+                self._add_step(node, inner)
 
     def add_calls(self, branch: Tree, calls: Sequence[CallRow]) -> None:
+        """Add calls in their order."""
         for alike in _folded(calls) if self._fold else ([call] for call in calls):
             if len(alike) > 1:
                 branch.add(_alike_text(alike))
@@ -99,7 +118,7 @@ def call_text(call: CallRow) -> Text:
     """Return one call on one line: status, model, tokens, cost, time, and the code of what went wrong."""
     line = Text()
     line.append(f"{call.status or '-'} ", style=STATE_STYLES.get(call.state, ""))
-    line.append_text(model_text(call))
+    line.append_text(_model_text(call))
     if call.input_tokens is not None or call.output_tokens is not None:
         line.append(f"  {_tokens(call.input_tokens, call.output_tokens)}")
     if call.cost_nanos is None or call.cost_nanos or call.state == "ok":
@@ -111,16 +130,20 @@ def call_text(call: CallRow) -> Text:
     return line
 
 
-def model_text(call: CallRow) -> Text:
-    """Return what was asked and, where it says more, what served it: `gpt-4o → sandbox`, `fast → openai/o3-mini`."""
+def _model_text(call: CallRow) -> Text:
+    line = Text(one_line(call.model_asked or call.endpoint))
+    served = served_by(call)
+    return line.append(f" → {one_line(served)}", style="dim") if served else line
+
+
+def served_by(call: CallRow) -> str | None:
+    """Return who served a call, `openai`, or with what where that is not what was asked for: `openai/o3-mini`."""
     asked = call.model_asked or call.endpoint
-    line = Text(one_line(asked))
-    if call.provider and call.model_served:
-        same = call.model_served == asked or call.model_served.endswith(f"/{asked}")
-        served = call.provider if same else f"{call.provider}/{call.model_served}"
-        if served != asked:
-            line.append(f" → {one_line(served)}", style="dim")
-    return line
+    if not call.provider or not call.model_served:
+        return None
+    served = call.model_served
+    same = served == asked or asked.endswith(f"/{served}") or served.endswith(f"/{asked}")
+    return call.provider if same else f"{call.provider}/{served}"
 
 
 def _step_text(step: StepRow) -> Text:
@@ -152,7 +175,7 @@ def _likeness(call: CallRow) -> tuple[str, int | None, str | None, str | None, s
 def _alike_text(calls: Sequence[CallRow]) -> Text:
     line = Text()
     line.append(f"{calls[0].status or '-'} ", style=STATE_STYLES.get(calls[0].state, ""))
-    line.append_text(model_text(calls[0]))
+    line.append_text(_model_text(calls[0]))
     line.append(f"  {text.plural(len(calls), 'call')}", style="bold")
     line.append(f"  {_tokens(sum(c.input_tokens or 0 for c in calls), sum(c.output_tokens or 0 for c in calls))}")
     line.append(f"  {format_nanos(sum(call.cost_nanos or 0 for call in calls))}")

@@ -75,6 +75,7 @@ class DataPlane:
         if x.headers.get("content-encoding", "identity") != "identity":
             raise Denied(_bad("Compressed request bodies are not accepted; send plain JSON."))
         x.body = _decode(await _read_body(receive, limit_bytes), x.endpoint)
+        self._check_again(x)
         self._admit(x)
         await relay(x, receive)
 
@@ -87,6 +88,15 @@ class DataPlane:
             raise Denied(found)
         x.grant, secret = found
         x.key_id = secret.public_id
+        fleet = self._gateway.fleets.get(x.grant.fleet or "")
+        if fleet is not None and fleet.blocked:
+            raise Denied(_fleet_blocked(fleet.fleet))
+
+    def _check_again(self, x: Exchange) -> None:
+        """Look at the key once more: its body may have taken its time, and the key been changed meanwhile."""
+        entry = self._gateway.keyring.by_public_id(x.key_id or "")
+        if entry is None or entry[0] is not x.grant:
+            self._authenticate(x)
 
     def _admit(self, x: Exchange) -> None:
         """Ask everything that needs no hold: grouping, model, tools, RPM, guardrails; TPM comes with the attempt."""
@@ -98,7 +108,11 @@ class DataPlane:
             raise Denied(run)
         x.run = run
         if not allowed(x.body["model"], grant.models, provider_of=gateway.prices.provider_of):
-            raise Denied(_model_not_allowed(x.body["model"], grant.role or grant.alias or "this key", grant.models))
+            who = grant.role or grant.alias or "this key"
+            raise Denied(_model_not_allowed(x.body["model"], who, grant.models, scope="role"))
+        fleet = gateway.fleets.get(grant.fleet or "")
+        if fleet and not allowed(x.body["model"], fleet.models, provider_of=gateway.prices.provider_of):
+            raise Denied(_model_not_allowed(x.body["model"], f"Fleet {fleet.fleet}", fleet.models, scope="fleet"))
         refusal = check_tools(x.body, grant)
         if refusal is not None:
             raise Denied(refusal)
@@ -223,13 +237,22 @@ def _guardrail_not_found(name: str) -> Refusal:
     )
 
 
-def _model_not_allowed(model: str, who: str, models: tuple[str, ...]) -> Refusal:
+def _fleet_blocked(fleet: str) -> Refusal:
+    return Refusal(
+        status=403,
+        code=Code.KEY_BLOCKED,
+        message=f"The fleet {fleet} is blocked, and all of its keys with it. Unblock it with /team/update.",
+        scope="fleet",
+    )
+
+
+def _model_not_allowed(model: str, who: str, models: tuple[str, ...], *, scope: str) -> Refusal:
     return Refusal(
         status=403,
         code=Code.MODEL_NOT_ALLOWED,
         message=f"{who} may not use {model[:100]!r}; it may use {', '.join(models)}.",
         param="model",
-        scope="role",
+        scope=scope,
         limit="models",
     )
 
@@ -240,7 +263,7 @@ _WRONG_METHOD = Refusal(
 _UNAVAILABLE = Refusal(
     status=503,
     code=Code.STORE_UNAVAILABLE,
-    message="The gateway's store cannot write now, so nothing was sent. Try again shortly.",
+    message="The gateway's store cannot write now, and nothing is sent that is not in it. Try again shortly.",
     retry_after_ms=1_000,
 )
 _INTERNAL = Refusal(

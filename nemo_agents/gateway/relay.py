@@ -16,7 +16,7 @@ from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered, Failure, final_refusal, read_failure
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
 from nemo_agents.gateway.state import CutOff, InFlight
-from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart
+from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, StoreUnavailable
 from nemo_agents.gateway.streaming import Receive, relay_stream
 from nemo_agents.gateway.upstream import read_all
 from nemo_agents.policy.admission import budget_refusal, run_refusal
@@ -100,22 +100,33 @@ def _affordable(x: Exchange, targets: Sequence[Target]) -> Sequence[Target]:
     scopes = gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=x.started_us)
     if all(scope.limit_nanos is None for scope in scopes):
         return targets
-    unbounded = content_boundable(x.body)
+    unbounded = _unbounded(x)
     if unbounded is not None:
-        message = (
-            f"{unbounded} has no upper bound in tokens, so a budget cannot hold it. "
-            "Send text, or use a role without a budget."
-        )
-        raise Denied(Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=unbounded))
+        raise Denied(unbounded)
     priced = [target for target in targets if gateway.prices.price(target.provider, target.model) is not None]
     if not priced:
-        name = f"{targets[0].provider}/{targets[0].model}"
-        message = (
-            f"No price is known for {name}, so a budget cannot hold it. "
-            f'Declare one in gateway.toml: [prices."{name}"] with input_per_mtok and output_per_mtok.'
-        )
-        raise Denied(Refusal(status=400, code=Code.MODEL_NOT_PRICED, message=message, param="model"))
+        raise Denied(_unpriced(targets[0]))
     return priced
+
+
+def _unbounded(x: Exchange) -> Refusal | None:
+    unbounded = content_boundable(x.body)
+    if unbounded is None:
+        return None
+    message = (
+        f"{unbounded} has no upper bound in tokens, so a budget cannot hold it. "
+        "Send text, or use a role without a budget."
+    )
+    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=unbounded)
+
+
+def _unpriced(target: Target) -> Refusal:
+    name = f"{target.provider}/{target.model}"
+    message = (
+        f"No price is known for {name}, so a budget cannot hold it. "
+        f'Declare one in gateway.toml: [prices."{name}"] with input_per_mtok and output_per_mtok.'
+    )
+    return Refusal(status=400, code=Code.MODEL_NOT_PRICED, message=message, param="model")
 
 
 def _output_tokens(x: Exchange) -> int:
@@ -138,6 +149,7 @@ class _Journey:
         self._bound_in = input_tokens_bound(x.body)
         self._stream = x.endpoint.kind == "chat" and x.body.get("stream") is True
         self._open: _Attempt | None = None
+        self._failed: Failure | None = None  # how the open attempt failed, once it has
         self.tokens: int | None = None
         self.sent = False
 
@@ -150,6 +162,9 @@ class _Journey:
                 raise
             self._flight.task.uncancel()
             await self._cut(self._flight.cut)
+        except StoreUnavailable as error:
+            self._settle_unknown("failed", 503, Code.STORE_UNAVAILABLE, str(error))
+            raise
         except BaseException as error:
             self._settle_unknown("failed", 500, Code.INTERNAL_ERROR, type(error).__name__)
             raise
@@ -159,12 +174,13 @@ class _Journey:
         for n, target in enumerate(targets, start=1):
             attempt = self._prepare(target, n)
             await self._hold(attempt, failures[-1] if failures else None)
-            outcome = await self._send(attempt)
-            if not isinstance(outcome, Failure):
-                await self._answer(attempt, outcome)
+            response = await self._send(attempt)
+            failure = response if isinstance(response, Failure) else await self._answer(attempt, response)
+            if failure is None:
                 return
-            failures.append(outcome)
-            if n == len(targets) or not fallback_on(outcome.status):
+            failures.append(failure)
+            self._failed = failure
+            if n == len(targets) or not fallback_on(failure.status):
                 break
         await self._give_up(failures)
 
@@ -197,18 +213,31 @@ class _Journey:
             assert self._open is not None
             assert failed is not None
             outcome = await store.next_attempt(x.request_id, self._ended(self._open, failed), attempt.start)
-            self._open = None
+            self._open = self._failed = None
         if isinstance(outcome, RunRefused):
             raise Denied(run_refusal(outcome))
         if isinstance(outcome, HoldRefused):
             x.balances = outcome.balances
             refusal = budget_refusal(outcome)
             if x.opened:
-                store.close_call(x.call_refused(refusal), None)
+                store.close_call(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was settled
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
+        self._check_older_cap(attempt)
         x.attempts, x.provider = attempt.start.n, attempt.target.provider
         self._open = attempt
+
+    def _check_older_cap(self, attempt: _Attempt) -> None:
+        """Refuse what no budget can hold when the run has a cap that this request left out: only the store knew."""
+        x = self._x
+        known = any(scope.limit_nanos is not None for scope in attempt.start.scopes)
+        if known or all(balance.scope.limit_nanos is None for balance in x.balances):
+            return
+        refusal = _unbounded(x) or (_unpriced(attempt.target) if attempt.price is None else None)
+        if refusal is not None:
+            ended = self._ended(attempt, Failure(status=None, message=refusal.message, sent=False))
+            x.gateway.store.close_call(replace(x.call_refused(refusal), cost_nanos=0), ended)
+            raise Denied(refusal)
 
     def _upstream_body(self, target: Target) -> bytes:
         """Write the body anew from what was checked: never the client's own bytes, never the gateway's own fields."""
@@ -256,19 +285,20 @@ class _Journey:
             return response
         return await read_failure(response)
 
-    async def _answer(self, attempt: _Attempt, response: ProviderResponse) -> None:
+    async def _answer(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
+        """Pass an answer on; a Failure means that it turned out to be none before the client saw any of it."""
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         try:
             if self._stream and is_stream:
                 answered = await relay_stream(self._x, self._receive, response)
             else:
-                await self._relay_plain(attempt, response)
-                return
+                return await self._relay_plain(attempt, response)
         finally:
             await response.aclose()
         self._close(attempt, answered)
+        return None
 
-    async def _relay_plain(self, attempt: _Attempt, response: ProviderResponse) -> None:
+    async def _relay_plain(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
         x = self._x
         try:
             raw = await read_all(response, _MAX_ANSWER_BYTES)
@@ -277,12 +307,9 @@ class _Journey:
         except (UpstreamError, *NOT_JSON) as error:
             timed_out = isinstance(error, UpstreamError) and error.timed_out
             what = str(error) if isinstance(error, UpstreamError) else "the answer is not JSON"
-            await self._give_up([Failure(status=None, message=what, sent=True, timed_out=timed_out)])
-            return
-        if not isinstance(body, dict) or "error" in body:
-            failure = Failure(status=None, message="the provider answered 200 with an error", sent=True)
-            await self._give_up([failure])
-            return
+            return Failure(status=None, message=what, sent=True, timed_out=timed_out)
+        if not isinstance(body, dict) or body.get("error") is not None:
+            return Failure(status=None, message="the provider answered 200 with an error", sent=True)
         usage = usage_from_openai(body.get("usage"), output=x.endpoint.kind != "embeddings")
         answer, finish_reason = answer_of(body) if x.endpoint.kind == "chat" else (None, None)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
@@ -291,6 +318,7 @@ class _Journey:
         self._close(attempt, answered)
         x.started = True
         await send_json(x.send, 200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
+        return None
 
     # --- the end ------------------------------------------------------------------------------------------------
     def _settlement(self, attempt: _Attempt, answered: Answered) -> Settlement:
@@ -375,13 +403,12 @@ class _Journey:
         await x.refuse(refusal)
 
     def _settle_unknown(self, state: Literal["failed", "abandoned"], status: int, code: str | None, error: str) -> None:
-        """Close what is open when nobody knows how it ended: at the hold, unless nothing had left."""
+        """Close what is open when nobody knows how it ended: at the hold, unless it had failed for nothing."""
         attempt, x = self._open, self._x
         if attempt is None:
             return
         self._open = None
-        failure = Failure(status=None, message=error, sent=True)
-        ended = self._ended(attempt, failure)
+        ended = self._ended(attempt, self._failed or Failure(status=None, message=error, sent=True))
         end = x.call_end(
             state,
             status,
@@ -390,15 +417,14 @@ class _Journey:
             model_served=attempt.served,
             provider=attempt.target.provider,
             cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
-            usage_source="hold",
+            usage_source=ended.usage_source,
         )
         x.gateway.store.close_call(end, ended)
 
     async def _cut(self, cut: CutOff) -> None:
         x = self._x
         self._settle_unknown("failed", 403, cut.code, cut.message)
-        scope = "run" if cut.code == Code.RUN_STOPPED else "key"
-        refusal = Refusal(status=403, code=cut.code, message=f"{cut.message} The call was cut.", scope=scope)
+        refusal = Refusal(status=403, code=cut.code, message=f"{cut.message} The call was cut.", scope=cut.scope)
         if x.started:
             await x.send({"type": "http.response.body", "body": stream_error(refusal, x.request_id)})
         else:

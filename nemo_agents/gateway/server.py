@@ -24,7 +24,7 @@ from nemo_agents.gateway.keyring import KeyRing
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import PriceBook, declared_prices
 from nemo_agents.gateway.providers import ProviderConfig, discover
-from nemo_agents.gateway.rim import RandomIds, SystemClock
+from nemo_agents.gateway.rim import Clock, RandomIds, SystemClock
 from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
 from nemo_agents.gateway.settings import Settings
 from nemo_agents.gateway.state import Gateway
@@ -33,7 +33,12 @@ from nemo_agents.gateway.upstream import HttpProvider
 from nemo_agents.policy.limits import RateWindows
 from nemo_agents.secret import Secret
 
-__all__ = ["Running", "build", "serve"]
+__all__ = ["Running", "build", "new_event_loop", "serve"]
+
+try:
+    import uvloop
+except ImportError:  # not made for every platform
+    uvloop = None  # type: ignore[assignment]
 
 _SWEEP_EVERY_S = 30.0
 _log = structlog.get_logger("nemo_agents.gateway")
@@ -63,14 +68,14 @@ def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
             declared=declared_prices({"prices": settings.prices}),
             priced_as={name: config.priced_as for name, config in configs.items() if config.priced_as},
         ),
-        providers=_providers(settings, configs),
+        providers=_providers(settings, configs, clock),
         provider_configs=configs,
         clock=clock,
         ids=RandomIds(),
     )
 
 
-def _providers(settings: Settings, configs: Mapping[str, ProviderConfig]) -> dict[str, Provider]:
+def _providers(settings: Settings, configs: Mapping[str, ProviderConfig], clock: Clock) -> dict[str, Provider]:
     providers: dict[str, Provider] = {
         name: HttpProvider(
             name=name,
@@ -81,9 +86,10 @@ def _providers(settings: Settings, configs: Mapping[str, ProviderConfig]) -> dic
         for name, config in configs.items()
     }
     if settings.sandbox != "off":
-        loop_time = lambda: asyncio.get_running_loop().time()  # noqa: E731 - the loop exists only once it serves
         providers["sandbox"] = SandboxProvider(
-            clock=loop_time, sleep=asyncio.sleep, settings=SandboxSettings.from_config(settings.sandbox_script)
+            clock=lambda: clock.now_us() / 1e6,
+            sleep=asyncio.sleep,
+            settings=SandboxSettings.from_config(settings.sandbox_script),
         )
     return providers
 
@@ -141,6 +147,11 @@ async def serve(
             await provider.close()
         await gateway.store.close()
         gc.unfreeze()
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return the fastest event loop there is: uvloop, or asyncio's own where uvloop is not made for the platform."""
+    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
 
 
 class _Server(uvicorn.Server):

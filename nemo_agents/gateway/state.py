@@ -33,9 +33,10 @@ __all__ = ["CutOff", "Gateway", "InFlight"]
 class CutOff(Exception):  # noqa: N818 - an event, not a fault
     """A call in flight was cut: its run was stopped, or its key blocked or revoked."""
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code, message: str, *, scope: str = "key") -> None:
         self.code = code
         self.message = message
+        self.scope = scope
         super().__init__(message)
 
 
@@ -48,6 +49,23 @@ class InFlight:
     run_id: str
     task: asyncio.Task[object]
     cut: CutOff | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """The scopes of one grant, as they follow from these very records until the first of its periods ends."""
+
+    grant: Grant
+    fleet: FleetRecord | None
+    since_us: int
+    until_us: int | None
+    rates: tuple[RateScope, ...]
+    budgets: tuple[BudgetScope, ...]
+
+    def holds(self, grant: Grant, fleet: FleetRecord | None, now_us: int) -> bool:
+        """Say whether it still is what would be worked out now."""
+        same = self.grant is grant and self.fleet is fleet
+        return same and self.since_us <= now_us and (self.until_us is None or now_us < self.until_us)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +86,8 @@ class Gateway:
     deployments: dict[str, Deployment] = field(default_factory=dict)
     in_flight: set[InFlight] = field(default_factory=set)
     base_url: str = ""
+    _standings: dict[str, _Standing] = field(default_factory=dict)
+    _groups: dict[str | None, dict[str, list[Deployment]]] = field(default_factory=dict)
 
     async def load(self) -> None:
         """Read everything that admission needs from the store, and rebuild the rate windows of the last minute."""
@@ -89,9 +109,12 @@ class Gateway:
             self.cut(CutOff(Code.KEY_BLOCKED, "The key was blocked."), lambda call: call.grant_id == grant.grant_id)
 
     async def put_fleet(self, fleet: FleetRecord) -> None:
-        """Store a fleet and put it in force."""
+        """Store a fleet and put it in force; calls in flight of a blocked fleet are cut."""
         await self.store.put_fleet(fleet)
         self.fleets[fleet.fleet] = fleet
+        if fleet.blocked:
+            cut_off = CutOff(Code.KEY_BLOCKED, "The fleet was blocked.", scope="fleet")
+            self.cut(cut_off, lambda call: call.fleet == fleet.fleet)
 
     async def delete_fleet(self, name: str) -> bool:
         """Remove a fleet's record; its keys and history stay."""
@@ -102,18 +125,20 @@ class Gateway:
         """Store a deployment and put it in force."""
         await self.store.put_deployment(deployment)
         self.deployments[deployment.deployment_id] = deployment
+        self._groups.clear()
 
     async def delete_deployment(self, deployment_id: str) -> bool:
         """Remove a deployment."""
         self.deployments.pop(deployment_id, None)
+        self._groups.clear()
         return await self.store.delete_deployment(deployment_id)
 
     async def stop_run(self, fleet: str | None, run_id: str) -> bool:
         """Refuse every further call of a run and cut its calls in flight; say whether there is such a run."""
         found = await self.store.stop_run(fleet, run_id, self.clock.now_us())
         if found:
-            cut_off = CutOff(Code.RUN_STOPPED, "This run was stopped.")
-            self.cut(cut_off, lambda call: call.run_id == run_id and fleet in (None, call.fleet))
+            cut_off = CutOff(Code.RUN_STOPPED, "This run was stopped.", scope="run")
+            self.cut(cut_off, lambda call: call.run_id == run_id and fleet in (None, call.fleet or ""))
         return found
 
     # --- calls in flight ----------------------------------------------------------------------------------------
@@ -135,41 +160,15 @@ class Gateway:
     # --- views for admission ------------------------------------------------------------------------------------
     def rate_scopes(self, grant: Grant) -> tuple[RateScope, ...]:
         """Return the rate limits that a request of this grant counts against, the role's first."""
-        role = RateScope(
-            kind="role",
-            id=grant.grant_id,
-            rpm=grant.rpm,
-            tpm=grant.tpm,
-            max_parallel=grant.max_parallel,
-            name=grant.role or grant.alias,
-        )
-        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
-        if fleet is None or (fleet.rpm is None and fleet.tpm is None):
-            return (role,)
-        return (role, RateScope(kind="fleet", id=fleet.fleet, rpm=fleet.rpm, tpm=fleet.tpm, name=fleet.fleet))
+        return self._standing_of(grant, self.clock.now_us()).rates
 
     def budget_scopes(self, grant: Grant, *, run_id: str | None, caps: RunCaps, now_us: int) -> tuple[BudgetScope, ...]:
         """Return the budgets that a hold of this grant counts against, in the fixed order run, role, fleet."""
-        scopes = []
-        if run_id is not None:
-            scopes.append(
-                BudgetScope(
-                    kind="run", id=f"{grant.fleet or ''}/{run_id}", period="total", limit_nanos=caps.budget_nanos
-                )
-            )
-        period = period_at(grant.budget_duration, now_us)
-        scopes.append(
-            BudgetScope(
-                kind="role",
-                id=grant.grant_id,
-                period=period.id,
-                limit_nanos=grant.budget_nanos,
-                resets_at_us=period.resets_us,
-            )
-        )
-        if grant.fleet is not None:
-            scopes.append(self.fleet_scope(grant.fleet, now_us=now_us))
-        return tuple(scopes)
+        budgets = self._standing_of(grant, now_us).budgets
+        if run_id is None:
+            return budgets
+        name = f"{grant.fleet or ''}/{run_id}"
+        return (BudgetScope(kind="run", id=name, period="total", limit_nanos=caps.budget_nanos), *budgets)
 
     def fleet_scope(self, name: str, *, now_us: int) -> BudgetScope:
         """Return the fleet's own budget; without a record of the fleet its spend is still recorded."""
@@ -183,18 +182,65 @@ class Gateway:
             resets_at_us=period.resets_us,
         )
 
+    def _standing_of(self, grant: Grant, now_us: int) -> _Standing:
+        """Return the scopes of a grant: worked out once, and again when grant or fleet change or a period ends."""
+        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
+        standing = self._standings.get(grant.grant_id)
+        if standing is not None and standing.holds(grant, fleet, now_us):
+            return standing
+        standing = self._work_out(grant, fleet, now_us)
+        self._standings[grant.grant_id] = standing
+        return standing
+
+    def _work_out(self, grant: Grant, fleet: FleetRecord | None, now_us: int) -> _Standing:
+        rates = [
+            RateScope(
+                kind="role",
+                id=grant.grant_id,
+                rpm=grant.rpm,
+                tpm=grant.tpm,
+                max_parallel=grant.max_parallel,
+                name=grant.role or grant.alias,
+            )
+        ]
+        if fleet is not None and (fleet.rpm is not None or fleet.tpm is not None):
+            rates.append(RateScope(kind="fleet", id=fleet.fleet, rpm=fleet.rpm, tpm=fleet.tpm, name=fleet.fleet))
+        period = period_at(grant.budget_duration, now_us)
+        budgets = [
+            BudgetScope(
+                kind="role",
+                id=grant.grant_id,
+                period=period.id,
+                limit_nanos=grant.budget_nanos,
+                resets_at_us=period.resets_us,
+            )
+        ]
+        if grant.fleet is not None:
+            budgets.append(self.fleet_scope(grant.fleet, now_us=now_us))
+        ends = [scope.resets_at_us for scope in budgets if scope.resets_at_us is not None]
+        return _Standing(
+            grant=grant,
+            fleet=fleet,
+            since_us=now_us,
+            until_us=min(ends, default=None),
+            rates=tuple(rates),
+            budgets=tuple(budgets),
+        )
+
     def alert_thresholds(self, grant: Grant) -> dict[str, float | None]:
         """Return at which fraction of each budget a warning is due."""
         fleet = self.fleets.get(grant.fleet) if grant.fleet else None
         return {"run": 0.8, "role": grant.alert_at, "fleet": fleet.alert_at if fleet else None}
 
-    def groups(self, fleet: str | None) -> dict[str, list[Deployment]]:
+    def groups(self, fleet: str | None) -> Mapping[str, Sequence[Deployment]]:
         """Return the model groups that a fleet may use, deployments in their order."""
-        groups: dict[str, list[Deployment]] = {}
-        for deployment in sorted(self.deployments.values(), key=lambda d: d.order):
-            if deployment.fleet in (None, fleet):
-                groups.setdefault(deployment.group, []).append(deployment)
-        return groups
+        known = self._groups.get(fleet)
+        if known is None:
+            known = self._groups[fleet] = {}
+            for deployment in sorted(self.deployments.values(), key=lambda d: d.order):
+                if deployment.fleet in (None, fleet):
+                    known.setdefault(deployment.group, []).append(deployment)
+        return known
 
     def targets(self, asked: str, fleet: str | None) -> Sequence[Target] | Refusal:
         """Return the deployments that can serve a model name, in the order to try."""

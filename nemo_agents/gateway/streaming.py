@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -65,9 +66,22 @@ class _Outlet:
     def gone(self) -> bool:
         return self._watcher.done()
 
-    @property
-    def drain_s(self) -> float:
-        return self._x.gateway.settings.drain_timeout_s
+    @contextmanager
+    def bounding(self, deadline: asyncio.Timeout) -> Iterator[None]:
+        """While the block runs, a client that leaves sets the deadline, also when the provider says nothing more."""
+        inside = True
+
+        def client_left(_: asyncio.Task[None]) -> None:
+            if inside:
+                drain_s = self._x.gateway.settings.drain_timeout_s
+                deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
+
+        self._watcher.add_done_callback(client_left)
+        try:
+            yield
+        finally:
+            inside = False
+            self._watcher.remove_done_callback(client_left)
 
     def mark_first(self) -> None:
         if self.ttft_us is None:
@@ -81,13 +95,12 @@ class _Outlet:
 async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) -> None:
     splitter = SseSplitter()
     async with asyncio.timeout(None) as deadline:
-        async for chunk in response.chunks:
-            data = _visible(splitter.feed(chunk), tally)
-            if tally.visible:
-                out.mark_first()
-            await out.write(data)
-            if out.gone and deadline.when() is None:
-                deadline.reschedule(asyncio.get_running_loop().time() + out.drain_s)
+        with out.bounding(deadline):
+            async for chunk in response.chunks:
+                data = _visible(splitter.feed(chunk), tally)
+                if tally.visible:
+                    out.mark_first()
+                await out.write(data)
     await out.write(_visible(splitter.end(), tally))
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from nemo_agents.gateway.server import Running, serve
+from nemo_agents.gateway.server import Running, new_event_loop, serve
 from nemo_agents.gateway.settings import Settings
 
 __all__ = ["serve_in_thread"]
@@ -19,7 +19,7 @@ def serve_in_thread(settings: Settings, environ: Mapping[str, str]) -> Iterator[
     started = threading.Event()
     state: dict[str, Running] = {}
     failure: list[BaseException] = []
-    loop = asyncio.new_event_loop()
+    loop = new_event_loop()
     stop = asyncio.Event()
 
     async def main() -> None:

@@ -96,6 +96,9 @@ def _check_chat(body: Mapping[str, Any]) -> Refusal | None:
     tools = body.get("tools")
     if tools is not None and (not isinstance(tools, list) or len(tools) > _MAX_TOOLS):
         return _bad(f"`tools` must be a list of at most {_MAX_TOOLS}.", "tools")
+    functions = body.get("functions")
+    if functions is not None and (not isinstance(functions, list) or len(functions) > _MAX_TOOLS):
+        return _bad(f"`functions` must be a list of at most {_MAX_TOOLS}.", "functions")
     return None
 
 
@@ -103,8 +106,8 @@ def check_tools(body: Mapping[str, Any], grant: Grant) -> Refusal | None:
     """Refuse tools that the role does not declare; a role without a tool list may offer any."""
     if grant.tools is None:
         return None
-    for tool in body.get("tools") or ():
-        function = tool.get("function") if isinstance(tool, dict) else None
+    declared = [tool.get("function") if isinstance(tool, dict) else None for tool in body.get("tools") or ()]
+    for function in (*declared, *(body.get("functions") or ())):  # `functions` is what `tools` were called before
         name = function.get("name") if isinstance(function, dict) else None
         if name not in grant.tools:
             allowed = ", ".join(grant.tools) or "none"

@@ -26,7 +26,7 @@ class StreamTally:
         """Take in one decoded chunk; say whether the client gets to see it."""
         if not isinstance(chunk, dict):
             return True
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             self.error = _error_text(chunk["error"])
             return True
         if isinstance(chunk.get("model"), str):

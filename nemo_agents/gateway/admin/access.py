@@ -20,6 +20,7 @@ from nemo_agents.policy.refusal import Refusal
 __all__ = ["Access", "AdminRoute", "Caller", "to_starlette"]
 
 _MAX_BODY_BYTES = 2 * 1024 * 1024
+_NOWHERE = "\0"  # not "", under which the store keeps what belongs to no fleet, of whichever key
 
 
 class Access(Enum):
@@ -42,7 +43,7 @@ class Caller:
         """The fleet a key is bound to; for a key without one, a name that no fleet has."""
         if self.admin or self.grant is None:
             return None
-        return self.grant.fleet or ""
+        return self.grant.fleet or _NOWHERE
 
 
 Handler = Callable[[Gateway, Request, Caller, bytes], Awaitable[Response]]

@@ -158,7 +158,7 @@ def _apply(fleet: FleetRecord, fields: TeamFields, now_us: int) -> FleetRecord:
         metadata = fields.metadata or {}
         ours = metadata.get("nemo")
         alert_at = ours.get("alert_at") if isinstance(ours, dict) else None
-        if alert_at is not None and not (isinstance(alert_at, (int, float)) and 0 < alert_at <= 1):
+        if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
             raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
         changes |= {"metadata": metadata, "alert_at": alert_at}
     return replace(fleet, **changes)

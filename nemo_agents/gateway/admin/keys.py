@@ -157,7 +157,7 @@ async def _delete(gateway: Gateway, _request: Request, _caller: Caller, raw: byt
     for grant in live.values():
         now_us = gateway.clock.now_us()
         await gateway.put_grant(replace(grant, revoked_us=now_us, updated_us=now_us))
-    return json_response({"deleted_keys": list(live)})
+    return json_response({"deleted_keys": [parse_public_id(name) or name for name in live]})  # never a secret
 
 
 async def _block(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
@@ -230,7 +230,7 @@ def _from_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     tools, alert_at, role = ours.get("tools"), ours.get("alert_at"), ours.get("role")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, str) for tool in tools)):
         raise bad("`metadata.nemo.tools` must be a list of tool names.", "metadata")
-    if alert_at is not None and not (isinstance(alert_at, (int, float)) and 0 < alert_at <= 1):
+    if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
         raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
     return {
         "metadata": metadata,

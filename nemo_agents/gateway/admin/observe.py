@@ -80,18 +80,21 @@ async def _run(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) 
 
 async def _stop(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
     detail = await _find_run(gateway, request, caller)
-    if not await gateway.stop_run(detail.run.fleet, detail.run.run_id):
+    if not await gateway.stop_run(detail.run.fleet or "", detail.run.run_id):
         raise not_found("Run")
     return json_response({"run_id": detail.run.run_id, "stopped": True})
 
 
 async def _report(gateway: Gateway, request: Request, caller: Caller, raw: bytes) -> Response:
-    fleet, run_id = caller.fleet, request.path_params["run_id"]
+    fleet, run_id = caller.grant.fleet if caller.grant else None, request.path_params["run_id"]
     if fleet is None:
         raise AdminFault(403, "A run is reported with a virtual key of its fleet.", "auth_error")
     if _RUN_ID.fullmatch(run_id) is None:
         raise bad("A run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -.", "run_id")
-    await gateway.store.report_run(fleet, run_id, parse_fields(raw, wire.RunReport))
+    try:
+        await gateway.store.report_run(fleet, run_id, parse_fields(raw, wire.RunReport))
+    except (ValueError, OverflowError) as error:
+        raise AdminFault(422, str(error), "bad_request_error") from None
     detail = await gateway.store.run(run_id, fleet=fleet)
     if detail is None:
         raise not_found("Run")
@@ -121,7 +124,8 @@ async def _viewer_link(gateway: Gateway, _request: Request, _caller: Caller, raw
 
 
 async def _find_run(gateway: Gateway, request: Request, caller: Caller) -> wire.RunDetail:
-    detail = await gateway.store.run(request.path_params["run_id"], fleet=caller.fleet)
+    fleet = caller.fleet if caller.fleet is not None else request.query_params.get("fleet")
+    detail = await gateway.store.run(request.path_params["run_id"], fleet=fleet)
     if detail is None:
         raise not_found("Run")
     return detail
