@@ -18,7 +18,7 @@ from nemo_agents.money import NANOS_PER_DOLLAR
 from nemo_agents.policy.pricing import Price, PriceTier
 from nemo_agents.policy.routing import SANDBOX
 
-__all__ = ["PriceBook", "declared_prices"]
+__all__ = ["FREE", "PriceBook", "declared_prices"]
 
 _TABLE_NAME: Final = {"gemini": "google", "xai": "x-ai"}
 _OUR_NAME: Final = {theirs: ours for ours, theirs in _TABLE_NAME.items()}
@@ -51,8 +51,8 @@ class PriceBook:
     """The price of each model at each provider.
 
     The package's table is read once, from its own files. Its look-up functions are not used: they remember every
-    name they were ever asked for, and names come from clients. `declared` prices (by `provider/model`, or by a bare
-    name for every provider) count over the table's. `now` gives the time for prices that depend on it (off-peak,
+    name they were ever asked for, and names come from clients. `declared` prices (by `provider/model`, by a
+    bare name for every provider, or by `provider/*` for all of its models) count over the table's. `now` gives the time for prices that depend on it (off-peak,
     announced changes). `priced_as` maps a configured provider to the one whose prices it charges.
     """
 
@@ -88,9 +88,9 @@ class PriceBook:
             if not slash:
                 named, rest = self.provider_of(model) or "", model
             return None if named == SANDBOX else self.price(named, rest)
-        declared = self._declared.get(f"{provider}/{model}") or self._declared.get(model)
-        if declared is not None:
-            return declared
+        for name in (f"{provider}/{model}", model, f"{provider}/*"):
+            if name in self._declared:
+                return self._declared[name]
         found = self._find(self._priced_as.get(provider, provider), model)
         return None if found is None else self._convert(found)
 
@@ -191,6 +191,10 @@ def _at(value: Decimal | TieredPrices, input_tokens: int) -> Decimal:
 
 def _nanos(dollars: Decimal) -> int:
     return int((dollars * NANOS_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
+
+
+FREE: Final = Price(input=0, cached_input=0, cache_write=0, output=0, version="free")
+"""The price of models that run on the user's own machine."""
 
 
 def declared_prices(config: Mapping[str, Any]) -> dict[str, Price]:

@@ -17,7 +17,7 @@ from nemo_agents.errors import SettingsError
 from nemo_agents.policy.routing import SANDBOX
 from nemo_agents.secret import Secret
 
-__all__ = ["KEY_ENV_OF", "ProviderConfig", "discover"]
+__all__ = ["KEY_ENV_OF", "ProviderConfig", "discover", "is_loopback_url"]
 
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 _MAX_TOKENS_FIELDS: Final = ("max_tokens", "max_completion_tokens")
@@ -265,6 +265,11 @@ def _base_url(where: str, value: object, *, allow_insecure: bool) -> str:
             f"or set allow_insecure = true in the provider's table."
         )
     return value.rstrip("/")
+
+
+def is_loopback_url(url: str) -> bool:
+    """Say whether a URL leads to this machine."""
+    return _loopback(urlsplit(url).hostname or "")
 
 
 def _loopback(host: str) -> bool:

@@ -22,8 +22,8 @@ from nemo_agents.gateway.app import GatewayApp
 from nemo_agents.gateway.homefiles import HomeSecrets, open_home
 from nemo_agents.gateway.keyring import KeyRing
 from nemo_agents.gateway.ports import Provider
-from nemo_agents.gateway.prices import PriceBook, declared_prices
-from nemo_agents.gateway.providers import ProviderConfig, discover
+from nemo_agents.gateway.prices import FREE, PriceBook, declared_prices
+from nemo_agents.gateway.providers import ProviderConfig, discover, is_loopback_url
 from nemo_agents.gateway.rim import Clock, RandomIds, SystemClock
 from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
 from nemo_agents.gateway.settings import Settings
@@ -31,6 +31,7 @@ from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.sqlite import SqliteStore
 from nemo_agents.gateway.upstream import HttpProvider
 from nemo_agents.policy.limits import RateWindows
+from nemo_agents.policy.pricing import Price
 from nemo_agents.secret import Secret
 
 __all__ = ["Running", "build", "new_event_loop", "serve"]
@@ -65,7 +66,7 @@ def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
         keyring=KeyRing(secrets.pepper),
         windows=RateWindows(),
         prices=PriceBook(
-            declared=declared_prices({"prices": settings.prices}),
+            declared={**_local_prices(configs), **declared_prices({"prices": settings.prices})},
             priced_as={name: config.priced_as for name, config in configs.items() if config.priced_as},
         ),
         providers=_providers(settings, configs, clock),
@@ -92,6 +93,12 @@ def _providers(settings: Settings, configs: Mapping[str, ProviderConfig], clock:
             settings=SandboxSettings.from_config(settings.sandbox_script),
         )
     return providers
+
+
+def _local_prices(configs: Mapping[str, ProviderConfig]) -> dict[str, Price]:
+    """Return the price of what runs on this machine: a local Ollama bills nobody, so budgets let it pass at 0."""
+    ollama = configs.get("ollama")
+    return {"ollama/*": FREE} if ollama is not None and is_loopback_url(ollama.base_url) else {}
 
 
 def _credentials(config: ProviderConfig) -> dict[str, str | Secret]:

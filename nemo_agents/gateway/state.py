@@ -85,6 +85,7 @@ class Gateway:
     fleets: dict[str, FleetRecord] = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     in_flight: set[InFlight] = field(default_factory=set)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # a change reads, then writes: one at a time
     base_url: str = ""
     _standings: dict[str, _Standing] = field(default_factory=dict)
     _groups: dict[str | None, dict[str, list[Deployment]]] = field(default_factory=dict)

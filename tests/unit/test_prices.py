@@ -154,6 +154,13 @@ def test_a_declared_price_counts_over_the_table():
     assert book.price("openai", "gpt-4o-mini") != FREE
 
 
+def test_a_price_can_be_declared_for_all_models_of_a_provider():
+    book = PriceBook(now=lambda: NOON, declared={"ollama/*": FREE})
+    assert book.price("ollama", "llama3.3") == FREE
+    assert book.price("sandbox", "ollama/llama3.3") == FREE
+    assert book.price("openai", "llama3.3") is None
+
+
 def test_a_relay_charges_like_the_provider_it_names():
     book = PriceBook(now=lambda: NOON, priced_as={"corp": "openai"})
     assert book.price("corp", "gpt-4o-mini") == book.price("openai", "gpt-4o-mini")

@@ -64,7 +64,11 @@ def to_starlette(route: AdminRoute, gateway: Gateway) -> Route:
 
     async def endpoint(request: Request) -> Response:
         caller = _caller(gateway, request, route.access)
-        return await route.handler(gateway, request, caller, await _body(request))
+        body = await _body(request)
+        if route.access is Access.ADMIN and route.method != "GET":
+            async with gateway.changing:
+                return await route.handler(gateway, request, caller, body)
+        return await route.handler(gateway, request, caller, body)
 
     return Route(route.path, endpoint, methods=[route.method], name=f"{route.method} {route.path}")
 

@@ -96,14 +96,22 @@ async def _list(gateway: Gateway, _request: Request, _caller: Caller, _raw: byte
 
 async def _delete(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
     names = parse_fields(raw, TeamNames).team_ids
-    deleted = [name for name in names if await gateway.delete_fleet(name)]
+    deleted = [name for name in names if name in gateway.fleets]
     if not deleted:
         raise not_found("Team")
+    for name in deleted:  # its keys first, as LiteLLM does: left alive they would go on without the fleet's budget
+        now_us = gateway.clock.now_us()
+        for grant in gateway.keyring.grants():
+            if grant.fleet == name and grant.revoked_us is None:
+                await gateway.put_grant(replace(grant, revoked_us=now_us, updated_us=now_us))
+        await gateway.delete_fleet(name)
     return json_response({"deleted_teams": deleted})
 
 
 async def _model_new(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
     fields = parse_fields(raw, ModelFields)
+    if not fields.model_name:
+        raise bad("`model_name` names the model group.", "model_name")
     params, info = fields.litellm_params, fields.model_info
     if set(params) & {"api_base", "api_key", "base_url"}:
         raise bad("Provider addresses and credentials come from the gateway's configuration, never from here.")

@@ -114,9 +114,11 @@ async def _update(gateway: Gateway, _request: Request, _caller: Caller, raw: byt
 
 async def _info(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
     name = request.query_params.get("key")
+    if name is None and caller.admin:
+        raise bad("`key` names the key to show.", "key")
     grant = caller.grant if name is None else gateway.keyring.find(name)
     if grant is None or grant.revoked_us is not None:
-        raise not_found("Key") if name or caller.admin else bad("`key` names the key to show.", "key")
+        raise not_found("Key")
     if not caller.admin and caller.grant != grant:
         raise AdminFault(403, "A virtual key may look at itself only.", "auth_error")
     row = await _row(gateway, grant)
@@ -283,8 +285,9 @@ async def key_rows(gateway: Gateway, grants: list[Grant]) -> list[KeyRow]:
     now_us = gateway.clock.now_us()
     scopes = [role_scope(gateway, grant, now_us) for grant in grants]
     balances = await gateway.store.balances(scopes)
+    last_used = {grant.grant_id: grant.last_used_us for grant in await gateway.store.grants()}
     return [
-        _key_row(grant, balance.posted_nanos, scope)
+        _key_row(replace(grant, last_used_us=last_used.get(grant.grant_id)), balance.posted_nanos, scope)
         for grant, scope, balance in zip(grants, scopes, balances, strict=True)
     ]
 

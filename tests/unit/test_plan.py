@@ -1,0 +1,359 @@
+"""The plan: from a declaration, the gateway's side and the key store to exactly what has to change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from admin_machine import GATEWAY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
+from nemo_agents.errors import ProvisionError
+from nemo_agents.provision.plan import plan, plan_destroy
+from nemo_agents.provision.render import plan_from_json, plan_to_json, plan_to_text, summary
+from nemo_agents.provision.snapshot import Snapshot
+from nemo_agents.provision.specs import (
+    DURATIONS,
+    fleet_spec,
+    group_spec,
+    key_spec,
+    live_key_spec,
+    merged_metadata,
+)
+from nemo_agents.provision.stored import StoredKey
+from nemo_agents.roles import BUILTIN_GUARDRAILS, PERIODS, AgentRole, Budget, FleetDeclaration, ModelGroup
+from nemo_agents.secret import Secret
+
+SECRET = "sk-nemo-aaaaaaaaaa-THESECRETTHESECRET"
+EMPTY = Snapshot(gateway_url=GATEWAY, fleet="crew")
+
+
+def crew(**changes):
+    fields = {
+        "roles": [
+            AgentRole(
+                "researcher",
+                models=["gpt-4o-mini"],
+                rpm=120,
+                tpm="100k",
+                budget="$80/day",
+                guardrails=["pii-filter"],
+                tools=["web_search"],
+            ),
+            AgentRole("writer", models=["fast"], rpm=30, budget="$20/day"),
+        ],
+        "models": [ModelGroup("fast", ["openai/a", "gemini/b"])],
+        "budget": "$170/day",
+        **changes,
+    }
+    return FleetDeclaration("crew", **fields)
+
+
+def row_of(fleet, name, *, token=None, metadata=None):
+    spec = key_spec(fleet, fleet.role(name))
+    meta = merged_metadata(metadata or {}, spec)
+    return KeyRow(token=token or f"id-{name}", key_name="sk-…", metadata=meta, **spec.wire())
+
+
+def live_of(fleet, **changes):
+    spec = fleet_spec(fleet)
+    team = TeamRow(team_id="crew", metadata=merged_metadata({}, spec), **spec.wire())
+    rows = [row for group in fleet.models for row in group_spec("crew", group).deployments()]
+    keys = tuple(row_of(fleet, role.name) for role in fleet.roles)
+    return replace(EMPTY, **{"team": team, "keys": keys, "deployments": tuple(rows), **changes})
+
+
+def stored(name, **changes):
+    fields = {"role": name, "public_id": f"id-{name}", "secret": Secret(SECRET), "state": "active", **changes}
+    return StoredKey(**fields)
+
+
+KNOWN = (stored("researcher"), stored("writer"))
+
+
+def by_name(made):
+    return {change.name: change for change in made.changes}
+
+
+def changed(made):
+    return {change.name: change.action for change in made.changes if change.action != "keep"}
+
+
+def test_an_empty_gateway_gets_everything_in_order():
+    made = plan(crew(), EMPTY, ())
+    assert [(change.action, change.kind, change.name) for change in made.changes] == [
+        ("create", "fleet", "crew"),
+        ("create", "models", "fast"),
+        ("create", "role", "researcher"),
+        ("create", "role", "writer"),
+    ]
+    assert not made.is_empty
+    assert summary(made) == "2 to create. Worst case per day: $100 by roles, $170 by fleet."
+
+
+def test_a_gateway_as_declared_needs_nothing():
+    made = plan(crew(), live_of(crew()), KNOWN)
+    assert changed(made) == {}
+    assert made.is_empty
+    assert all(change.note is None for change in made.changes)
+    assert summary(made).startswith("Nothing to change.")
+
+
+def test_an_update_says_what_was_and_what_will_be():
+    wanted = crew(
+        roles=[
+            AgentRole("researcher", models=["gpt-4o"], rpm=60, budget=Budget("$8/week", alert_at=0.5)),
+            crew().role("writer"),
+        ]
+    )
+    made = plan(wanted, live_of(crew()), KNOWN)
+    assert changed(made) == {"researcher": "update"}
+    fields = {one.field: (one.old, one.new) for one in by_name(made)["researcher"].fields}
+    assert fields == {
+        "rpm": ("120", "60"),
+        "tpm": ("100k", None),
+        "budget": ("$80/day", "$8/week"),
+        "alert_at": ("80%", "50%"),
+        "models": ("gpt-4o-mini", "gpt-4o"),
+        "guardrails": ("pii-filter", None),
+        "tools": ("web_search", None),
+    }
+    assert by_name(made)["researcher"].drift is False
+    assert "tpm: 100k → not set" in plan_to_text(made)
+
+
+def test_a_change_by_another_hand_is_drift():
+    live = live_of(crew())
+    live.keys[0].rpm_limit = 9
+    live.team.max_budget = 1.0
+    made = plan(crew(), live, KNOWN)
+    assert changed(made) == {"researcher": "update", "crew": "update"}
+    assert by_name(made)["researcher"].drift
+    assert by_name(made)["crew"].drift
+    assert "drift" in plan_to_text(made)
+
+
+def test_a_hand_that_did_what_is_declared_now_leaves_nothing_to_do():
+    live = live_of(crew())
+    live.keys[1].rpm_limit = 31
+    wanted = crew(roles=[crew().role("researcher"), AgentRole("writer", models=["fast"], rpm=31, budget="$20/day")])
+    assert plan(wanted, live, KNOWN).is_empty
+
+
+def test_spend_and_use_are_no_change():
+    live = live_of(crew())
+    before = live.fingerprint
+    for row in live.keys:
+        row.spend, row.last_active, row.blocked = 3.5, "2026-01-01T00:00:00Z", True
+    live.team.spend = 9.0
+    assert live.fingerprint == before
+    assert plan(crew(), live, KNOWN).is_empty
+    live.keys[0].metadata["team"] = "red"
+    assert live.fingerprint != before
+
+
+def test_a_key_that_is_declared_no_more_is_revoked():
+    wanted = crew(roles=[crew().role("writer")], models=[])
+    made = plan(wanted, live_of(crew()), KNOWN)
+    assert changed(made) == {"researcher": "revoke", "fast": "revoke"}
+    assert [change.name for change in made.changes][-2:] == ["researcher", "fast"]
+
+
+def test_a_second_key_of_one_role_is_revoked_and_the_right_one_stays():
+    fleet = crew()
+    twin = row_of(fleet, "writer", token="id-twin")
+    twin.key_alias = "crew/writer-old"
+    made = plan(fleet, live_of(fleet, keys=(twin, *live_of(fleet).keys)), KNOWN)
+    (revoked,) = [change for change in made.changes if change.action == "revoke"]
+    assert revoked.public_id == "id-twin"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"nemo": {"managed": False, "role": "writer"}}, {"nemo": "odd"}])
+def test_a_key_without_our_mark_is_a_conflict_and_never_touched(metadata):
+    fleet = crew()
+    live = live_of(fleet)
+    live.keys[1].metadata = metadata
+    made = plan(fleet, live, KNOWN)
+    assert [(one.role, one.alias, one.public_id) for one in made.conflicts] == [("writer", "crew/writer", "id-writer")]
+    assert "writer" not in by_name(made)
+    assert not made.is_empty
+    assert "nemo-agents adopt crew writer id-writer" in plan_to_text(made)
+
+
+def test_a_foreign_key_in_the_fleet_is_left_alone():
+    foreign = KeyRow(token="id-x", key_name="", key_alias="crew/other", team_id="crew")
+    live = live_of(crew(), keys=(*live_of(crew()).keys, foreign))
+    assert plan(crew(), live, KNOWN).is_empty
+    assert [(change.action, change.kind) for change in plan_destroy(live).changes][-1] == ("keep", "fleet")
+
+
+def test_a_live_key_whose_secret_is_elsewhere_is_kept_with_a_note():
+    made = plan(crew(), live_of(crew()), (stored("researcher"), stored("writer", public_id="id-other")))
+    assert made.is_empty
+    assert "not in this key store" in by_name(made)["writer"].note
+    assert by_name(made)["researcher"].note is None
+
+
+def test_a_key_that_vanished_is_made_again_and_called_drift():
+    live = live_of(crew())
+    made = plan(crew(), replace(live, keys=live.keys[1:]), KNOWN)
+    assert changed(made) == {"researcher": "create"}
+    assert by_name(made)["researcher"].drift
+
+
+@pytest.mark.parametrize(
+    ("entry", "action"),
+    [
+        (stored("writer", state="pending"), "create"),
+        (stored("writer", state="pending", public_id="id-new", previous_id="id-writer"), "rotate"),
+        (stored("writer", state="pending", previous_id="id-old"), "rotate"),
+        (stored("writer", state="pending", public_id="id-new", previous_id="id-older"), "keep"),
+    ],
+)
+def test_what_was_interrupted_is_finished(entry, action):
+    made = plan(crew(), live_of(crew()), (stored("researcher"), entry))
+    assert by_name(made)["writer"].action == action
+
+
+def test_a_model_group_is_compared_in_its_order():
+    wanted = crew(models=[ModelGroup("fast", ["gemini/b", "openai/a"])])
+    made = plan(wanted, live_of(crew()), KNOWN)
+    assert changed(made) == {"fast": "update"}
+    assert summary(made).startswith("No key to change, but: model group.")
+
+
+def test_a_blocked_key_is_told_of():
+    live = live_of(crew())
+    live.keys[1].blocked = True
+    assert by_name(plan(crew(), live, KNOWN))["writer"].note == "it is blocked"
+
+
+def test_a_fleet_of_another_hand_is_taken_over_in_the_open():
+    live = live_of(crew())
+    live.team.metadata = {"owner": "ops"}
+    made = plan(crew(), live, KNOWN)
+    assert changed(made) == {"crew": "update"}
+    assert "takes it over" in by_name(made)["crew"].note
+
+
+def test_the_fleets_guardrails_are_the_roles_too():
+    made = plan(crew(guardrails=["prompt-injection-detect"]), EMPTY, ())
+    assert by_name(made)["researcher"].spec.guardrails == ("prompt-injection-detect", "pii-filter")
+    assert by_name(made)["writer"].spec.guardrails == ("prompt-injection-detect",)
+
+
+def test_destroy_revokes_then_removes():
+    made = plan_destroy(live_of(crew()))
+    assert [(change.action, change.kind) for change in made.changes] == [
+        ("revoke", "role"),
+        ("revoke", "role"),
+        ("revoke", "models"),
+        ("revoke", "fleet"),
+    ]
+    assert plan_destroy(EMPTY).is_empty
+
+
+def test_a_live_amount_that_is_none_is_an_error_with_its_owner():
+    live = live_of(crew())
+    live.keys[0].max_budget = -1.0
+    with pytest.raises(ProvisionError, match="crew/researcher"):
+        plan(crew(), live, KNOWN)
+
+
+def test_an_alien_deployment_row_is_shown_and_replaced():
+    alien = DeploymentRow(model_name="fast", litellm_params={}, model_info={"id": "crew/fast/1"})
+    made = plan(crew(), live_of(crew(), deployments=(alien,)), KNOWN)
+    assert changed(made) == {"fast": "update"}
+
+
+def test_a_plan_holds_no_secret():
+    entry = stored(
+        "writer", state="pending", public_id="id-new", previous_id="id-writer", previous_secret=Secret(SECRET)
+    )
+    made = plan(crew(), live_of(crew()), (stored("researcher"), entry))
+    for shown in (plan_to_text(made), plan_to_json(made), repr(made), repr(entry)):
+        assert SECRET not in shown
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "plan": {"changes": 3}}'])
+def test_what_is_no_plan_is_refused(text):
+    with pytest.raises(ProvisionError, match="not a plan"):
+        plan_from_json(text)
+
+
+def test_a_plan_of_another_format_is_refused():
+    text = plan_to_json(plan(crew(), EMPTY, ())).replace('"format": 1', '"format": 2')
+    with pytest.raises(ProvisionError, match="another version"):
+        plan_from_json(text)
+
+
+quickly = settings(max_examples=40, deadline=None)  # a slow machine is no failure
+names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+counts = st.none() | st.integers(1, 10**9)
+budgets = st.none() | st.builds(
+    lambda nanos, period, alert_at: Budget(f"{nanos // 10**9}.{nanos % 10**9:09d}", period=period, alert_at=alert_at),
+    st.integers(1, 10**16),
+    st.sampled_from(PERIODS),
+    st.floats(0.01, 1),
+)
+roles = st.builds(
+    AgentRole,
+    names,
+    models=st.lists(names, min_size=1, max_size=3, unique=True),
+    rpm=counts,
+    tpm=counts,
+    max_parallel=counts,
+    budget=budgets,
+    guardrails=st.lists(st.sampled_from(BUILTIN_GUARDRAILS), unique=True),
+    tools=st.none() | st.lists(names, unique=True, max_size=3),
+)
+fleets = st.builds(
+    lambda **fields: FleetDeclaration("crew", **fields),
+    roles=st.lists(roles, min_size=1, max_size=4, unique_by=lambda role: role.name),
+    budget=budgets,
+    rpm=counts,
+    tpm=counts,
+    guardrails=st.lists(st.sampled_from(BUILTIN_GUARDRAILS), unique=True),
+)
+
+
+@quickly
+@given(fleets)
+def test_a_plan_survives_json(fleet):
+    made = plan(fleet, EMPTY, ())
+    assert plan_from_json(plan_to_json(made)) == made
+
+
+@quickly
+@given(fleets)
+def test_what_was_applied_needs_no_second_plan(fleet):
+    entries = tuple(stored(role.name) for role in fleet.roles)
+    assert plan(fleet, live_of(fleet), entries).is_empty
+
+
+@quickly
+@given(fleets)
+def test_a_key_says_on_the_wire_what_was_declared(fleet):
+    for role in fleet.roles:
+        row = row_of(fleet, role.name)
+        assert live_key_spec(row, role.name) == key_spec(fleet, role)
+        assert row.budget_duration == (None if role.budget is None else DURATIONS[role.budget.period])
+
+
+@quickly
+@given(fleets, fleets)
+def test_a_plan_changes_exactly_what_differs(have, want):
+    made = plan(want, live_of(have), tuple(stored(role.name) for role in have.roles))
+    actions = {change.name: change.action for change in made.changes if change.kind == "role"}
+    for role in want.roles:
+        if role.name not in {one.name for one in have.roles}:
+            assert actions[role.name] == "create"
+        else:
+            same = key_spec(want, role) == key_spec(have, have.role(role.name))
+            assert actions[role.name] == ("keep" if same else "update")
+    for role in have.roles:
+        if role.name not in {one.name for one in want.roles}:
+            assert actions[role.name] == "revoke"
+    assert not any(change.drift for change in made.changes)
