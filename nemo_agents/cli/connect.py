@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nemo_agents.client import Client
 
-__all__ = ["address", "admin_client", "admin_key", "gateway_options", "home_folder"]
+__all__ = ["address", "admin_client", "admin_key", "gateway_options", "home_folder", "missing_part"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +73,13 @@ def _checked(text: str, where: str) -> Secret:
     if not key or re.fullmatch(r"[\x21-\x7e]+", key) is None:
         raise SettingsError(f"{where}: is not an admin key; it is one word of visible ASCII characters.")
     return Secret(key)
+
+
+def missing_part(error: ImportError, what: str) -> SettingsError:
+    """Return how to install what `what` needs; a failure in a module of our own is a bug, and raised as it is."""
+    if (error.name or "nemo_agents").partition(".")[0] == "nemo_agents":
+        raise error
+    return SettingsError(f"{what} ({error.name} is missing). Run: pip install 'nemo-agents[gateway]'")
 
 
 def admin_client(gateway_url: str | None, home: Path | None) -> Client:

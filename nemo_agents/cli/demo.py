@@ -7,13 +7,14 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nemo_agents import environment
+from nemo_agents.cli.connect import missing_part
 from nemo_agents.cli.output import console, one_line, print_wrapped
 from nemo_agents.errors import ProvisionError, RateLimited, SettingsError
 
@@ -49,9 +50,7 @@ _TOOLS = [
 @click.option("--keep", is_flag=True, help="Keep the gateway and the run page up until interrupted.")
 @click.option("--real", is_flag=True, help="Use the providers whose keys are in the environment. This costs money.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the gateway; 0 picks a free one.")
-@click.option(
-    "--home", type=click.Path(path_type=Path), help="Keep the demo's data in this folder instead of a temporary one."
-)
+@click.option("--home", type=click.Path(path_type=Path), help="Keep the demo's data in this new folder.")
 def demo(*, keep: bool, real: bool, port: int, home: Path | None) -> None:
     """Run the example fleet: plan, provision, a run of five steps, a run that meets its budget, a loop that meets 429.
 
@@ -74,6 +73,11 @@ def demo(*, keep: bool, real: bool, port: int, home: Path | None) -> None:
 @contextmanager
 def _folder(home: Path | None) -> Iterator[Path]:
     if home is not None:
+        if (home / "gateway.db").exists():  # its keys and spend are somebody's, and not for a demo to change
+            raise SettingsError(
+                f"{home} has a gateway's data already. Name a new folder, or serve this one: "
+                f"nemo-agents gateway --home {home}"
+            )
         yield home
         return
     with tempfile.TemporaryDirectory(prefix="nemo-demo-", ignore_cleanup_errors=True) as name:
@@ -89,13 +93,13 @@ def _gateway(to: Console, folder: Path, port: int, *, real: bool) -> Iterator[Ru
         from nemo_agents.gateway.settings import Settings
         from nemo_agents.gateway.threaded import serve_in_thread
     except ImportError as error:
-        raise SettingsError(
-            f"the demo needs the gateway ({error.name}). Run: pip install 'nemo-agents[gateway]'"
-        ) from error
+        raise missing_part(error, "the demo needs the gateway") from error
     found = [name for name in KEY_ENV_OF.values() if os.environ.get(name)]
     _title(to, "1. The gateway")
     settings = Settings(home=folder, port=port, sandbox="on", log_level="error")
-    with serve_in_thread(settings, _environment(real=real)) as running:
+    with ExitStack() as stack:
+        with _interrupt_deferred():  # half started, the gateway could not be stopped
+            running = stack.enter_context(serve_in_thread(settings, _environment(real=real)))
         _tell(to, f"listening on {running.url}, data in {folder}")
         providers = [name for name in running.gateway.providers if name != "sandbox"]
         if real and providers:
@@ -105,6 +109,19 @@ def _gateway(to: Console, folder: Path, port: int, *, real: bool) -> Iterator[Ru
             if found and not real:
                 _tell(to, f"found {', '.join(found)}, not used: `nemo-agents demo --real` would, and it costs money")
         yield running
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Let a Ctrl-C wait for the end of the block."""
+    pressed = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed.is_set():
+        raise KeyboardInterrupt
 
 
 def _environment(*, real: bool) -> Mapping[str, str]:

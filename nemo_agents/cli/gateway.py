@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_agents import environment
-from nemo_agents.errors import SettingsError
+from nemo_agents.cli.connect import missing_part
 
 if TYPE_CHECKING:
     from nemo_agents.gateway.server import Running
@@ -53,9 +53,7 @@ def gateway(
         from nemo_agents.gateway.server import new_event_loop, serve
         from nemo_agents.gateway.settings import load_settings
     except ImportError as error:
-        raise SettingsError(
-            f"the gateway's parts are not installed ({error.name}). Run: pip install 'nemo-agents[gateway]'"
-        ) from error
+        raise missing_part(error, "the gateway's parts are not installed") from error
     overrides = {"host": host, "port": port, "sandbox": sandbox, "log_level": log_level}
     settings = load_settings(home or environment.home(os.environ), config=config, overrides=overrides)
 

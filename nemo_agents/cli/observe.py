@@ -360,20 +360,20 @@ def logs(gateway_url: str | None, home: Path | None, *, as_json: bool, **where: 
 
 
 _CALL_COLUMNS = (
-    Column(title="time (UTC)"),
-    Column(title="role", shrink_to=10),
-    Column(title="run"),
-    Column(title="step", shrink_to=10, drop=1),
-    Column(title="model", shrink_to=14),
-    Column(title="served by", shrink_to=14, drop=2),
+    Column(title="UTC"),
+    Column(title="role", shrink_to=8),
+    Column(title="run", drop=1),
+    Column(title="step", shrink_to=10, drop=4),
+    Column(title="model", shrink_to=10),
+    Column(title="served by", shrink_to=14, drop=5),
     Column(title="status"),
-    Column(title="code", shrink_to=12),
-    Column(title="in", right=True),
-    Column(title="out", right=True),
+    Column(title="code", shrink_to=10),
+    Column(title="in", right=True, drop=2),
+    Column(title="out", right=True, drop=3),
     Column(title="cost", right=True),
     Column(title="took", right=True),
-    Column(title="first token", right=True, drop=4),
-    Column(title="request", drop=3),
+    Column(title="first token", right=True, drop=7),
+    Column(title="request", drop=6),
 )
 
 

@@ -265,13 +265,17 @@ def keys() -> None:
 @keys.command("export")
 @_FLEET
 @click.option("--role", "only", metavar="ROLE", help="This role alone.")
-@click.option("--format", "form", type=click.Choice(["env", "json"]), default="env", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["env", "json"]),
+    default="env",
+    show_default=True,
+    help="Lines of an environment file, or JSON by role.",
+)
 @gateway_options
 def export(fleet: str, gateway_url: str | None, home: Path | None, *, only: str | None, form: str) -> None:
-    """Print secrets, in clear: the one command that does.
-
-    As lines for an environment file (NEMO_KEY_<ROLE>=...), or as JSON by role.
-    """
+    """Print secrets, in clear: the one command that does. An environment file names them NEMO_KEY_<ROLE>."""
     site = _site(gateway_url, home)
     name = _fleet_name(fleet)
     found = {

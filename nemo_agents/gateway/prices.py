@@ -51,9 +51,10 @@ class PriceBook:
     """The price of each model at each provider.
 
     The package's table is read once, from its own files. Its look-up functions are not used: they remember every
-    name they were ever asked for, and names come from clients. `declared` prices (by `provider/model`, by a
-    bare name for every provider, or by `provider/*` for all of its models) count over the table's. `now` gives the time for prices that depend on it (off-peak,
-    announced changes). `priced_as` maps a configured provider to the one whose prices it charges.
+    name they were ever asked for, and names come from clients. `declared` prices (by `provider/model`, by a bare name
+    for every provider, or by `provider/*` for all of its models) count over the table's. `now` gives the time for
+    prices that depend on it (off-peak, announced changes). `priced_as` maps a configured provider to the one whose
+    prices it charges.
     """
 
     def __init__(

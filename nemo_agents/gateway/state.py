@@ -119,8 +119,9 @@ class Gateway:
 
     async def delete_fleet(self, name: str) -> bool:
         """Remove a fleet's record; its keys and history stay."""
+        found = await self.store.delete_fleet(name)
         self.fleets.pop(name, None)
-        return await self.store.delete_fleet(name)
+        return found
 
     async def put_deployment(self, deployment: Deployment) -> None:
         """Store a deployment and put it in force."""
@@ -130,9 +131,10 @@ class Gateway:
 
     async def delete_deployment(self, deployment_id: str) -> bool:
         """Remove a deployment."""
+        found = await self.store.delete_deployment(deployment_id)
         self.deployments.pop(deployment_id, None)
         self._groups.clear()
-        return await self.store.delete_deployment(deployment_id)
+        return found
 
     async def stop_run(self, fleet: str | None, run_id: str) -> bool:
         """Refuse every further call of a run and cut its calls in flight; say whether there is such a run."""

@@ -1,0 +1,110 @@
+"""One gateway process a session with a fleet, runs of every kind, and texts that mean harm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from cli_shell import FULL_KEY, TRANSCRIPT, Shell, gateway_process
+
+from nemo_agents.admin import observe
+from nemo_agents.admin.wire import RunReport, StepReport
+from nemo_agents.client import Client
+from nemo_agents.secret import Secret
+
+FLEET = """
+[fleet]
+name = "crew"
+budget = "$170/day"
+[[models]]
+name = "fast"
+models = ["openai/o3-mini"]
+[[roles]]
+name = "writer"
+models = ["fast", "gpt-4o-mini"]
+rpm = 30
+budget = "$20/day"
+guardrails = ["pii-filter"]
+[[roles]]
+name = "critic"
+models = ["gpt-4o-mini"]
+tpm = "100k"
+budget = "$10/day"
+"""
+EVIL = "\x1b[2J\x1b]0;owned\x07\u202egpj.exe\u2066\x9b31m\nOK: 0 calls\tforged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Town:
+    """A gateway that runs, the shell to reach it, and what was done there."""
+
+    shell: Shell
+    url: str
+    home: Path
+    fleet_file: Path
+    keys: dict[str, str]
+
+    def ask(self, role: str, prompt: str, *, run: str | None = None, step: str | None = None, **body: object) -> int:
+        """Make one call with a role's key and return its status."""
+        headers = {"authorization": f"Bearer {self.keys[role]}"}
+        headers |= {"x-nemo-run-id": run} if run else {}
+        headers |= {"x-nemo-step": step} if step else {}
+        sent = {
+            "model": "gpt-4o-mini",
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": 20,
+            **body,
+        }
+        url = f"{self.url}/v1/chat/completions"
+        return httpx.post(url, json=sent, headers=headers, trust_env=False).status_code
+
+    def report(self, run_id: str, told: RunReport) -> None:
+        with Client(self.url, Secret(self.keys["writer"])) as client:
+            client.run(observe.report(run_id, told))
+
+
+def make_shell(folder: Path, **variables: str) -> Shell:
+    home = folder / "user"
+    home.mkdir(exist_ok=True)
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables}
+    return Shell(folder=folder, env=env)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell without a gateway; its home does not exist yet."""
+    return make_shell(tmp_path, NEMO_HOME=str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    folder = tmp_path_factory.mktemp("town")
+    home = folder / "home"
+    with gateway_process(make_shell(folder), home) as (_, url):
+        shell = make_shell(folder, NEMO_HOME=str(home), NEMO_GATEWAY_URL=url)
+        fleet_file = folder / "fleet.toml"
+        fleet_file.write_text(FLEET)
+        assert shell.run("provision", fleet_file, "--yes").code == 0
+        keys = shell.run("keys", "export", fleet_file, "--format", "json", secret=True).json
+        made = Town(shell=shell, url=url, home=home, fleet_file=fleet_file, keys=keys)
+        assert made.ask("writer", "outline it", run="run-of-two-steps", step="plan", model="fast") == 200
+        assert made.ask("critic", "judge it", run="run-of-two-steps", step="critique") == 200
+        made.report("run-of-two-steps", RunReport(name="two steps", state="ok", started_us=1, ended_us=2_000_001))
+        assert made.ask("critic", "not yours", run="run-refused", model="o3-mini") == 403
+        assert made.ask("writer", f"say {EVIL}", run="run-with-evil-texts", step="evil") == 200
+        steps = [StepReport(step=f"step {EVIL}", role="writer", state="ok", started_us=1, error=EVIL)]
+        told = RunReport(name=f"run {EVIL}", state="failed", started_us=1, ended_us=2, error=EVIL, steps=steps)
+        made.report("run-with-evil-texts", told)
+        yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No process printed a full key, but the one that was asked to."""
+    yield
+    leaks = [text for text in TRANSCRIPT if FULL_KEY.search(text)]
+    assert leaks == []

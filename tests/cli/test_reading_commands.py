@@ -1,0 +1,270 @@
+"""`status`, `runs`, `logs`, `view`, `doctor`: whole in a pipe, fitted on a terminal, JSON on request, and harmless."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import httpx
+import pytest
+from cli_shell import ANSI, UNSAFE, finish, plain, read_until
+from conftest import make_shell
+
+from nemo_agents.admin import observe
+from nemo_agents.cli.observe import _Since
+from nemo_agents.client import Client
+from nemo_agents.secret import Secret
+
+TABLES = ("status", "runs list", "logs", "doctor", "runs show run-of-two-steps", "plan fleet.toml")
+
+
+def ids(result):
+    return [call["request_id"] for call in result.json]
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_in_a_pipe_it_is_plain_on_a_terminal_it_fits_and_json_is_json(town, command):
+    args = command.split()
+    piped = town.shell.run(*args)
+    assert (piped.code, piped.err) == (0, "")
+    assert "\x1b" not in piped.out
+    assert "…" not in piped.out.replace("OPENAI_API_KEY, …", "")
+    assert all(line == line.rstrip() for line in piped.out.splitlines())
+    shown = town.shell.in_terminal(*args)
+    assert shown.code == 0
+    assert ANSI.search(shown.out)
+    assert max(map(len, plain(shown.out).splitlines())) <= 100
+    as_json = town.shell.run(*args, "--json")
+    assert (as_json.code, as_json.err) == (0, "")
+    assert as_json.json
+
+
+def test_status_is_the_fleet_its_roles_and_their_limits(town):
+    said = town.shell.run("status", "crew").out
+    head, titles, *rows = said.splitlines()
+    assert head.startswith("crew  ")
+    assert head.endswith(" of $170/day")
+    assert titles.split() == ["role", "state", "spend", "rpm", "tpm", "last", "used", "models", "guardrails"]
+    cells = {row.split()[0]: row for row in rows}
+    assert set(cells) == {"writer", "critic"}
+    assert "active" in cells["writer"]
+    assert "/30 " in cells["writer"]
+    assert "/100k " in cells["critic"]
+    assert "fast, gpt-4o-mini" in cells["writer"]
+    assert cells["writer"].endswith("pii-filter")
+    assert "░░░░░░░░░░  $0.000" in cells["writer"]  # next to nothing of $20 is not a piece of the bar
+    fleet = town.shell.run("status", "crew", "--json").json[0]
+    assert {role["role"] for role in fleet["roles"]} == set(cells)
+    assert fleet["spent_nanos"] == sum(role["spent_nanos"] for role in fleet["roles"]) > 0
+    assert "has no fleet nosuch" in town.shell.run("status", "nosuch").error()
+
+
+def test_runs_list_and_its_filters(town):
+    listed = town.shell.run("runs", "list").out
+    assert "two steps" in listed
+    row = next(line for line in listed.splitlines() if "two steps" in line)
+    assert row.split()[:4] == ["run-of-t", "ok", "two", "steps"]
+    assert [run["run_id"] for run in town.shell.run("runs", "list", "--model", "fast", "--json").json] == [
+        "run-of-two-steps"
+    ]
+    failed = town.shell.run("runs", "list", "--state", "failed", "--json").json
+    assert [run["run_id"] for run in failed] == ["run-with-evil-texts"]
+    assert len(town.shell.run("runs", "list", "--limit", "1", "--json").json) == 1
+    none = town.shell.run("runs", "list", "--fleet", "nosuch")
+    assert (none.code, none.out) == (0, "No runs yet.\n")
+
+
+def test_runs_show_is_a_tree_with_a_verdict(town):
+    said = town.shell.run("runs", "show", "run-of-two-steps", "--prompts").out.splitlines()
+    assert said[0].startswith("two steps  run-of-t  ok")
+    assert "2 calls" in said[1]
+    assert said[2].startswith("OK: ")
+    assert said[3].startswith("├── plan (writer)  ok")
+    assert said[4].startswith("│   └── 200 fast → sandbox/")
+    assert any("user: outline it" in line for line in said)
+    assert any(line.startswith("└── critique (critic)  ok") for line in said)
+    by_prefix = town.shell.run("runs", "show", "run-of", "--json").json
+    assert by_prefix["run"]["run_id"] == "run-of-two-steps"
+    both = town.shell.run("runs", "show", "run-of-two-steps", "--prompts", "--json").json
+    assert both["contents"][0]["prompt"] == [{"role": "user", "content": "outline it"}]
+
+
+def test_a_run_that_is_not_there_is_one_line(town):
+    for args in (
+        ["runs", "show", "nosuch"],
+        ["runs", "stop", "nosuch"],
+        ["logs", "--run", "nosuch"],
+        ["view", "nosuch"],
+    ):
+        said = town.shell.run(*args).error()
+        assert "there is no run 'nosuch'" in said
+        assert "`nemo-agents runs list`" in said
+
+
+def test_logs_by_each_filter(town):
+    logs = town.shell.run("logs", "--json")
+    assert len(logs.json) >= 4
+    newest_first = [call["started_us"] for call in logs.json]
+    assert newest_first == sorted(newest_first, reverse=True)
+    for flags, key, value in (
+        (["--role", "critic"], "role", "critic"),
+        (["--fleet", "crew"], "fleet", "crew"),
+        (["--model", "fast"], "model_asked", "fast"),
+        (["--status", "403"], "status", 403),
+        (["--code", "model_not_allowed"], "code", "model_not_allowed"),
+        (["--run", "run-of"], "run_id", "run-of-two-steps"),
+    ):
+        found = town.shell.run("logs", *flags, "--json").json
+        assert found, flags
+        assert {call[key] for call in found} == {value}
+        assert len(found) < len(logs.json) or key == "fleet"
+    assert len(ids(town.shell.run("logs", "--limit", "2", "--json"))) == 2
+    assert ids(town.shell.run("logs", "--since", "1h", "--json")) == ids(logs)
+    assert town.shell.run("logs", "--role", "nobody").out == "No calls match.\n"
+
+
+def test_logs_fit_a_terminal_and_leave_nothing_out_of_a_pipe(town):
+    whole = town.shell.run("logs").out.splitlines()
+    titles = "UTC role run step model served by status code in out cost took first token request"
+    assert " ".join(whole[0].split()) == titles
+    request = town.shell.run("logs", "--json").json[0]["request_id"]
+    assert whole[1].endswith(request)
+    for columns in (80, 120):
+        lines = plain(town.shell.in_terminal("logs", columns=columns).out).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert len(lines) >= len(whole)  # a line a call, and what was left out
+        assert "left out to fit: " in " ".join(lines)
+    wide = plain(town.shell.in_terminal("logs", columns=200).out)
+    assert "left out" not in wide
+
+
+def test_tail_prints_calls_as_they_end(town):
+    process = town.shell.start("runs", "tail", "--interval", "0.1", "--role", "critic")
+    assert "Waiting for calls" in process.stderr.readline()
+    town.ask("writer", "not for this tail", run="run-not-tailed", step="draft")
+    town.ask("critic", "what now?", run="run-that-is-tailed", step="judge")
+    line = read_until(process, "run-that")
+    assert "critic  judge  200 gpt-4o-mini → sandbox" in line
+    assert "run-not-" not in line
+    ended = finish(process, signal.SIGINT)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+
+
+def test_tail_as_json(town):
+    process = town.shell.start("runs", "tail", "--interval", "0.1", "--json")
+    process.stderr.readline()
+    town.ask("critic", "and now?", run="run-tailed-as-json", step="judge")
+    call = json.loads(read_until(process, "run-tailed-as-json"))
+    assert (call["run_id"], call["status"]) == ("run-tailed-as-json", 200)
+    assert finish(process, signal.SIGTERM).code != 0
+
+
+def test_stop_refuses_the_runs_next_call(town):
+    assert town.ask("writer", "first", run="run-to-be-stopped") == 200
+    stopped = town.shell.run("runs", "stop", "run-to-be")
+    assert stopped.code == 0
+    assert "run-to-be-stopped" in stopped.out
+    assert town.ask("writer", "second", run="run-to-be-stopped") == 403
+    shown = town.shell.run("runs", "show", "run-to-be-stopped").out
+    assert "run_stopped" in shown
+
+
+def test_calls_alike_are_one_line_on_a_terminal_and_all_lines_in_a_pipe(town):
+    for number in range(6):
+        assert town.ask("critic", f"question {number}", run="alike-run", step="loop") == 200
+    assert town.shell.run("runs", "show", "alike-run").out.count("200 gpt-4o-mini") == 6
+    shown = plain(town.shell.in_terminal("runs", "show", "alike-run").out)
+    assert shown.count("200 gpt-4o-mini") == 1
+    assert "6 calls" in next(line for line in shown.splitlines() if "200 gpt-4o-mini" in line)
+
+
+def test_view_prints_an_address_that_signs_in(town):
+    for args, path in ((["view", "--print"], "/runs"), (["view", "run-of", "--print"], "/runs/run-of-two-steps")):
+        said = town.shell.run(*args)
+        assert said.code == 0
+        url = said.out.strip()
+        assert url.startswith(f"{town.url}{path}?token=")
+        with httpx.Client(follow_redirects=True, trust_env=False) as browser:
+            page = browser.get(url)
+        assert page.status_code == 200
+        assert "token" not in str(page.url)
+
+
+def test_doctor_finds_what_is_wrong(town, tmp_path):
+    fine = town.shell.run("doctor")
+    assert fine.code == 0
+    assert f"ok    {town.home} is private and writable" in fine.out
+    assert "every balance in the ledger adds up" in fine.out
+    assert "fail" not in {line.split()[0] for line in fine.out.splitlines()}
+    wrong_key = town.shell.given(NEMO_ADMIN_KEY="sk-of-somebody-else").run("doctor")
+    assert wrong_key.code == 1
+    assert "refuses" in wrong_key.out
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "admin.key").write_text("sk-admin-that-all-can-read")
+    (home / "admin.key").chmod(0o644)
+    alone = make_shell(tmp_path, NEMO_HOME=str(home), NEMO_GATEWAY_URL="http://127.0.0.1:9")
+    open_home = alone.run("doctor")
+    assert open_home.code == 1
+    assert f"fail  {home / 'admin.key'} is open to others" in open_home.out
+    assert f"→ chmod 600 {home / 'admin.key'}" in open_home.out
+    assert "is private and writable" not in open_home.out
+    assert "warn  no gateway at http://127.0.0.1:9" in open_home.out
+    assert {finding["level"] for finding in alone.run("doctor", "--json").json} >= {"ok", "warn", "fail"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["runs list", "runs show run-with-evil-texts --prompts", "logs", "status"],
+)
+def test_texts_of_strangers_do_not_control_the_terminal(town, command):
+    piped = town.shell.run(*command.split()).out
+    assert not UNSAFE.search(piped)
+    assert not any(line.startswith("OK: 0 calls") for line in piped.splitlines())
+    shown = town.shell.in_terminal(*command.split()).out
+    assert not UNSAFE.search(plain(shown))
+    as_json = town.shell.run(*command.split(), "--json").out
+    assert not UNSAFE.search(as_json)
+
+
+def test_texts_of_strangers_are_shown_with_marks_and_whole_in_json(town):
+    shown = town.shell.run("runs", "show", "run-with-evil-texts", "--prompts").out
+    assert "run ␛[2J␛]0;owned␇⟨U+202E⟩gpj.exe⟨U+2066⟩⟨U+009B⟩31m␊OK: 0 calls" in shown.splitlines()[0]
+    told = town.shell.run("runs", "show", "run-with-evil-texts", "--json").json
+    with Client(town.url, Secret((town.home / "admin.key").read_text().strip())) as client:
+        detail = client.run(observe.run("run-with-evil-texts"))
+    assert told["run"]["name"] == detail.run.name
+    assert "\x1b[2J" in told["run"]["name"]
+
+
+def test_a_refused_call_of_an_evil_model_name_is_harmless(town):
+    assert town.ask("critic", "x", model="m\x1b[31m\u202e\n200 fine") in (400, 403, 404)
+    out = town.shell.run("logs", "--limit", "3").out
+    assert not UNSAFE.search(out)
+    assert len(out.splitlines()) == 4
+
+
+def test_a_reader_that_leaves_is_no_error(town):
+    process = town.shell.start("logs", "--json", "--limit", "500")
+    process.stdout.close()
+    process.stdout = None
+    err = process.communicate(timeout=60)[1]
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+def test_a_narrow_encoding_loses_characters_and_nothing_else(town):
+    said = town.shell.given(PYTHONIOENCODING="ascii").run("runs", "show", "run-of-two-steps")
+    assert said.code == 0
+    assert "plan (writer)" in said.out
+    assert said.out.isascii()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)])
+def test_since_is_that_long_before_now(text, seconds):
+    before = time.time_ns() // 1000
+    since = _Since().convert(text, None, None)
+    after = time.time_ns() // 1000
+    assert before <= since + seconds * 1_000_000 <= after
