@@ -84,13 +84,20 @@ class DataPlane:
         found = self._gateway.keyring.authenticate(presented, now_us=x.started_us)
         if isinstance(found, Refusal):
             if found.code != Code.INVALID_API_KEY and presented is not None:
-                x.grant = self._gateway.keyring.find(presented)  # a known key: its refusal goes into the log
+                self._recognise(x, presented)
             raise Denied(found)
         x.grant, secret = found
         x.key_id = secret.public_id
         fleet = self._gateway.fleets.get(x.grant.fleet or "")
         if fleet is not None and fleet.blocked:
             raise Denied(_fleet_blocked(fleet.fleet))
+
+    def _recognise(self, x: Exchange, presented: str) -> None:
+        """Note whose key was refused, and in which run: a known key's refusal goes into the log."""
+        x.grant = self._gateway.keyring.find(presented)
+        run = run_of(x.headers, {})
+        if not isinstance(run, Refusal):
+            x.run = run
 
     def _check_again(self, x: Exchange) -> None:
         """Look at the key once more: its body may have taken its time, and the key been changed meanwhile."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nemo_agents.errors import SettingsError
+from nemo_agents.policy.hosts import host_allowed
 
 __all__ = ["Settings", "load_settings"]
 
@@ -75,6 +76,11 @@ class Settings:
         for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "hold_ttl_s"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+        if not self.allowed_hosts and not host_allowed(f"[{self.host}]" if ":" in self.host else self.host, ()):
+            raise SettingsError(
+                f"host {self.host} is reached from other machines: list the names they use in `allowed_hosts` "
+                "of [gateway], so that no web page can pose as one of them"
+            )
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port must be between 0 and 65535, not {self.port}")
 
