@@ -1,4 +1,4 @@
-"""What every test shares: on a continuous integration machine nothing is skipped that is not listed here."""
+"""What every test shares: no skip in CI that is not listed here, and no property test that fails for being slow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import re
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is not a failure; how long a test may take is pytest-timeout's to say.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # Regular expressions, searched in the reason of a skip: what may be skipped even there, each with why.
 ALLOWED_SKIPS: tuple[str, ...] = ()

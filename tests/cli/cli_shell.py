@@ -24,6 +24,27 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b]")
 TIMEOUT_S = 60
 
+FLEET = """
+[fleet]
+name = "crew"
+budget = "$170/day"
+[[models]]
+name = "fast"
+models = ["openai/o3-mini"]
+[[roles]]
+name = "writer"
+models = ["fast", "gpt-4o-mini"]
+rpm = 30
+budget = "$20/day"
+guardrails = ["pii-filter"]
+[[roles]]
+name = "critic"
+models = ["gpt-4o-mini"]
+tpm = "100k"
+budget = "$10/day"
+"""
+EVIL = "\x1b[2J\x1b]0;owned\x07\u202egpj.exe\u2066\x9b31m\nOK: 0 calls\tforged"
+
 TRANSCRIPT: list[str] = []
 """Everything that any process printed, but for the one command whose purpose is to print secrets."""
 
@@ -110,6 +131,13 @@ class Shell:
         out = b"".join(pieces).decode().replace("\r\n", "\n")
         TRANSCRIPT.append(out)
         return Result(code=code, out=out, err="")
+
+
+def make_shell(folder: Path, **variables: str) -> Shell:
+    home = folder / "user"
+    home.mkdir(exist_ok=True)
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables}
+    return Shell(folder=folder, env=env)
 
 
 def read_until(process: subprocess.Popen[str], marker: str) -> str:

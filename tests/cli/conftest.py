@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-from cli_shell import FULL_KEY, TRANSCRIPT, Shell, gateway_process
+from cli_shell import EVIL, FLEET, FULL_KEY, TRANSCRIPT, Shell, gateway_process, make_shell
 
 from nemo_agents.admin import observe
 from nemo_agents.admin.wire import RunReport, StepReport
 from nemo_agents.client import Client
 from nemo_agents.secret import Secret
-
-FLEET = """
-[fleet]
-name = "crew"
-budget = "$170/day"
-[[models]]
-name = "fast"
-models = ["openai/o3-mini"]
-[[roles]]
-name = "writer"
-models = ["fast", "gpt-4o-mini"]
-rpm = 30
-budget = "$20/day"
-guardrails = ["pii-filter"]
-[[roles]]
-name = "critic"
-models = ["gpt-4o-mini"]
-tpm = "100k"
-budget = "$10/day"
-"""
-EVIL = "\x1b[2J\x1b]0;owned\x07\u202egpj.exe\u2066\x9b31m\nOK: 0 calls\tforged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +43,6 @@ class Town:
     def report(self, run_id: str, told: RunReport) -> None:
         with Client(self.url, Secret(self.keys["writer"])) as client:
             client.run(observe.report(run_id, told))
-
-
-def make_shell(folder: Path, **variables: str) -> Shell:
-    home = folder / "user"
-    home.mkdir(exist_ok=True)
-    env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **variables}
-    return Shell(folder=folder, env=env)
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from cli_shell import finish
-from conftest import FLEET, make_shell
+from cli_shell import FLEET, finish, make_shell
 
 from nemo_agents.admin import keys as key_calls
 from nemo_agents.client import Client

@@ -9,8 +9,7 @@ import zlib
 
 import httpx
 import pytest
-from cli_shell import plain
-from conftest import FLEET, make_shell
+from cli_shell import FLEET, make_shell, plain
 
 from nemo_agents.admin import keys as key_calls
 from nemo_agents.client import Client

@@ -8,8 +8,7 @@ import time
 
 import httpx
 import pytest
-from cli_shell import ANSI, UNSAFE, finish, plain, read_until
-from conftest import make_shell
+from cli_shell import ANSI, UNSAFE, finish, make_shell, plain, read_until
 
 from nemo_agents.admin import observe
 from nemo_agents.cli.observe import _Since
