@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 
@@ -19,6 +19,7 @@ from nemo_agents.admin.wire import (
 )
 
 __all__ = [
+    "Where",
     "call",
     "content",
     "info",
@@ -33,6 +34,25 @@ __all__ = [
 ]
 
 
+class Where(TypedDict, total=False):
+    """Conditions on runs and calls; absent and None do not restrict.
+
+    `model` is the one asked for or served, `since_us` microseconds since the epoch; `before` is the `next` of the page
+    before, `limit` the most rows of a page.
+    """
+
+    fleet: str | None
+    role: str | None
+    model: str | None
+    status: int | None
+    code: str | None
+    run_id: str | None
+    state: str | None
+    since_us: int | None
+    before: str | None
+    limit: int | None
+
+
 class _Link(msgspec.Struct):
     url: str
 
@@ -42,62 +62,14 @@ def status(fleet: str | None = None) -> Call[list[FleetStatus]]:
     return Call(method="GET", path="/nemo/status", query=query_of(fleet=fleet), decode=as_type(list[FleetStatus]))
 
 
-def runs(
-    *,
-    fleet: str | None = None,
-    role: str | None = None,
-    model: str | None = None,
-    status: int | None = None,
-    code: str | None = None,
-    run_id: str | None = None,
-    state: str | None = None,
-    since_us: int | None = None,
-    before: str | None = None,
-    limit: int | None = None,
-) -> Call[RunPage]:
-    """Read a page of runs, newest first; `before` is the `next` of the page before."""
-    query = query_of(
-        fleet=fleet,
-        role=role,
-        model=model,
-        status=status,
-        code=code,
-        run_id=run_id,
-        state=state,
-        since_us=since_us,
-        before=before,
-        limit=limit,
-    )
-    return Call(method="GET", path="/nemo/runs", query=query, decode=as_type(RunPage))
+def runs(**where: Unpack[Where]) -> Call[RunPage]:
+    """Read a page of runs, newest first."""
+    return Call(method="GET", path="/nemo/runs", query=query_of(**where), decode=as_type(RunPage))
 
 
-def logs(
-    *,
-    fleet: str | None = None,
-    role: str | None = None,
-    model: str | None = None,
-    status: int | None = None,
-    code: str | None = None,
-    run_id: str | None = None,
-    state: str | None = None,
-    since_us: int | None = None,
-    before: str | None = None,
-    limit: int | None = None,
-) -> Call[LogPage]:
-    """Read a page of the request log, newest first; `before` is the `next` of the page before."""
-    query = query_of(
-        fleet=fleet,
-        role=role,
-        model=model,
-        status=status,
-        code=code,
-        run_id=run_id,
-        state=state,
-        since_us=since_us,
-        before=before,
-        limit=limit,
-    )
-    return Call(method="GET", path="/nemo/logs", query=query, decode=as_type(LogPage))
+def logs(**where: Unpack[Where]) -> Call[LogPage]:
+    """Read a page of the request log, newest first."""
+    return Call(method="GET", path="/nemo/logs", query=query_of(**where), decode=as_type(LogPage))
 
 
 def run(run_id: str, *, fleet: str | None = None) -> Call[RunDetail]:
