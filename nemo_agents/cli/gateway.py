@@ -49,13 +49,14 @@ def gateway(
     Providers are found by their environment variables (OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, ...), by a
     local Ollama, and in the configuration file. Without any, the built-in sandbox answers for every model, and says so.
     """
-    try:
-        from nemo_agents.gateway.server import new_event_loop, serve
-        from nemo_agents.gateway.settings import load_settings
-    except ImportError as error:
-        raise missing_part(error, "the gateway's parts are not installed") from error
+    from nemo_agents.gateway.settings import load_settings
+
     overrides = {"host": host, "port": port, "sandbox": sandbox, "log_level": log_level}
     settings = load_settings(home or environment.home(os.environ), config=config, overrides=overrides)
+    try:
+        from nemo_agents.gateway.server import new_event_loop, serve
+    except ImportError as error:
+        raise missing_part(error, "the gateway's parts are not installed") from error
 
     async def serve_until_stopped() -> None:
         stop = asyncio.Event()

@@ -96,7 +96,7 @@ def load_settings(home: Path, *, config: Path | None = None, overrides: Mapping[
     path = config or home / "gateway.toml"
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if config is not None:
             raise SettingsError(f"{config}: no such configuration file") from None
         document = {}
