@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -30,7 +29,8 @@ _TYPES = {
 
 def dollars(nanos: int) -> str:
     """Write nanos as exact decimal dollars for a header: `0.00012345`."""
-    return f"{Decimal(nanos) / NANOS_PER_DOLLAR:f}"
+    whole, rest = divmod(nanos, NANOS_PER_DOLLAR)
+    return f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
 
 
 def error_body(refusal: Refusal, request_id: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, error_body, send_json
-from nemo_agents.gateway.dataplane import DataPlane, decode_headers
+from nemo_agents.gateway.dataplane import DataPlane
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.hosts import host_allowed
 from nemo_agents.policy.refusal import Refusal
@@ -23,14 +24,17 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, pages: AsgiApp) -> None:
         self._data_plane = DataPlane(gateway)
         self._pages = pages
-        self._allowed_hosts = gateway.settings.allowed_hosts
+        allowed_hosts = gateway.settings.allowed_hosts
+        # Clients keep to a few names; what is remembered of others is as bounded as a request's head.
+        self._host_allowed = lru_cache(maxsize=16)(lambda host: host_allowed(host.decode("latin-1"), allowed_hosts))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
         """Serve one connection's request; websockets and other protocols are refused by saying nothing."""
         if scope["type"] != "http":
             return
         # Binding to loopback does not keep web pages out: a page may rebind its own host name to 127.0.0.1.
-        if not host_allowed(decode_headers(scope).get("host", ""), self._allowed_hosts):
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        if not self._host_allowed(host):
             await send_json(send, _MISDIRECTED.status, error_body(_MISDIRECTED, ""), {})
         elif scope["path"].startswith("/v1/"):
             await self._data_plane(scope, receive, send)

@@ -5,6 +5,7 @@ A bare ASGI callable: no routing table, no request object, no middleware on the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -19,13 +20,14 @@ from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.policy import guardrails as guards
 from nemo_agents.policy.admission import ENDPOINTS, NOT_FROM_CLIENTS, Endpoint, check_shape, check_tools
-from nemo_agents.policy.grouping import run_of
+from nemo_agents.policy.grouping import own_run, run_of
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import allowed
 
 __all__ = ["DataPlane", "bearer", "decode_headers"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_LONG_TEXT_BYTES = 64 * 1024
 _log = structlog.get_logger("nemo_agents.gateway")
 _MODELS = Endpoint(path="/v1/models", upstream_path="/models", kind="chat")
 
@@ -57,6 +59,8 @@ class DataPlane:
         except Exception:  # noqa: BLE001 - the last line of defence: a 500 with a code, never a dropped connection
             # The traceback goes to the log without the request: prompts and keys are in its locals, never in it.
             _log.exception("internal error", request_id=x.request_id)
+            if not x.opened and x.grant is not None:
+                gateway.store.log_refusal(x.call_start(), x.call_refused(_INTERNAL))
             await self._answer_fault(x, _INTERNAL)
 
     async def _serve(self, x: Exchange, scope: MutableMapping[str, Any], receive: Receive) -> None:
@@ -74,9 +78,11 @@ class DataPlane:
         self._authenticate(x)
         if x.headers.get("content-encoding", "identity") != "identity":
             raise Denied(_bad("Compressed request bodies are not accepted; send plain JSON."))
-        x.body = _decode(await _read_body(receive, limit_bytes), x.endpoint)
+        raw = await _read_body(receive, limit_bytes)
+        x.body = _decode(raw, x.endpoint)
         self._check_again(x)
         self._admit(x)
+        await self._guard(x, in_thread=len(raw) > _LONG_TEXT_BYTES)
         await relay(x, receive)
 
     def _authenticate(self, x: Exchange) -> None:
@@ -96,8 +102,8 @@ class DataPlane:
         """Note whose key was refused, and in which run: a known key's refusal goes into the log."""
         x.grant = self._gateway.keyring.find(presented)
         run = run_of(x.headers, {})
-        if not isinstance(run, Refusal):
-            x.run = run
+        if not isinstance(run, Refusal) and x.grant is not None:
+            x.run = own_run(run, x.grant)
 
     def _check_again(self, x: Exchange) -> None:
         """Look at the key once more: its body may have taken its time, and the key been changed meanwhile."""
@@ -113,7 +119,7 @@ class DataPlane:
         run = run_of(x.headers, x.body)
         if isinstance(run, Refusal):
             raise Denied(run)
-        x.run = run
+        x.run = own_run(run, grant)
         if not allowed(x.body["model"], grant.models, provider_of=gateway.prices.provider_of):
             who = grant.role or grant.alias or "this key"
             raise Denied(_model_not_allowed(x.body["model"], who, grant.models, scope="role"))
@@ -123,22 +129,29 @@ class DataPlane:
         refusal = check_tools(x.body, grant)
         if refusal is not None:
             raise Denied(refusal)
-        over = gateway.windows.admit_requests(gateway.clock.now_us(), gateway.rate_scopes(grant))
+        now_us = gateway.clock.now_us()
+        over = gateway.windows.admit_requests(now_us, gateway.rate_scopes(grant, now_us))
         if isinstance(over, Refusal):
             raise Denied(over)
-        self._guard(x)
 
-    def _guard(self, x: Exchange) -> None:
+    async def _guard(self, x: Exchange, *, in_thread: bool) -> None:
         grant = x.grant
         assert grant is not None
         asked = x.body.pop("nemo_guardrail_ids", None) or []
         if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
             raise Denied(_bad("`nemo_guardrail_ids` must be a list of guardrail names.", "nemo_guardrail_ids"))
+        if not grant.guardrails and not asked:
+            x.guarded = True
+            return
         names = tuple(dict.fromkeys((*grant.guardrails, *asked)))
         for name in names:
             if name not in guards.BUILTIN:
                 raise Denied(_guardrail_not_found(name))
-        outcome = guards.apply_to_request(x.body, names)
+        if in_thread:  # seconds for megabytes: other requests get their turns meanwhile, and this key may lose its own
+            outcome = await asyncio.to_thread(guards.apply_to_request, x.body, names)
+            self._check_again(x)
+        else:
+            outcome = guards.apply_to_request(x.body, names)
         x.guardrails_applied = names
         x.body = outcome.body
         x.guarded = True

@@ -32,7 +32,8 @@ class Denied(Exception):  # noqa: N818 - control flow of one request, never leav
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One request. Fields fill in as admission proceeds; `started` says that response headers are out."""
+    """One request. Fields fill in as admission proceeds; `started` says that response headers
+    are out, `streaming` that events follow them."""
 
     gateway: Gateway
     send: Send
@@ -53,6 +54,7 @@ class Exchange:
     provider: str | None = None
     opened: bool = False  # the store has the intent row: end it with close_call, not log_refusal
     started: bool = False
+    streaming: bool = False
 
     @property
     def run_id(self) -> str:
@@ -135,14 +137,14 @@ class Exchange:
             headers[h.GUARDRAILS_APPLIED] = ",".join(self.guardrails_applied)
         if cost_nanos is not None:
             headers[h.REQUEST_COST] = dollars(cost_nanos)
-        left = [balance.left_nanos for balance in self.balances if balance.left_nanos is not None]
+        left = [nanos for balance in self.balances if (nanos := balance.left_nanos) is not None]
         if left:
             headers[h.BUDGET_REMAINING] = dollars(min(left))
         warning = past_alert(self.balances, self.gateway.alert_thresholds(self.grant))
         if warning is not None:
             headers[h.BUDGET_WARNING] = warning
         now_us = self.gateway.clock.now_us()
-        headers |= self.gateway.windows.headers(now_us, self.gateway.rate_scopes(self.grant))
+        headers |= self.gateway.windows.headers(now_us, self.gateway.rate_scopes(self.grant, now_us))
         return headers
 
     async def refuse(self, refusal: Refusal) -> None:

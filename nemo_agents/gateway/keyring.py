@@ -33,7 +33,7 @@ class KeyRing:
     """
 
     def __init__(self, pepper: Secret, grants: Iterable[Grant] = ()) -> None:
-        self._pepper = pepper.reveal().encode()
+        self._mac = hmac.new(pepper.reveal().encode(), digestmod=hashlib.sha256)
         self._grants: dict[str, Grant] = {}
         self._by_public_id: dict[str, tuple[Grant, KeySecret]] = {}
         for grant in grants:
@@ -41,7 +41,9 @@ class KeyRing:
 
     def digest(self, key: str) -> bytes:
         """Return what is stored of a key."""
-        return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
+        mac = self._mac.copy()  # keyed once; `hmac.digest` would also hand the interpreter to other threads each time
+        mac.update(key.encode())
+        return mac.digest()
 
     def put(self, grant: Grant) -> None:
         """Insert or replace a grant."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused, Settleme
 from nemo_agents.policy.pricing import (
     ParamError,
     Price,
+    bytes_read,
     content_boundable,
     cost_nanos,
     input_tokens_bound,
@@ -40,6 +42,7 @@ from nemo_agents.policy.usage import Usage, usage_from_openai
 
 __all__ = ["relay"]
 
+_LAST_WORD_S = 1.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _OWN_PREFIX = "nemo_"
 _OWN_FIELDS = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
@@ -68,23 +71,25 @@ async def relay(x: Exchange, receive: Receive) -> None:
         raise Denied(found)
     targets = _affordable(x, found)
     tokens_out = _output_tokens(x)
-    estimate = input_tokens_estimate(x.body) + tokens_out
-    scopes = gateway.rate_scopes(grant)
-    slot = gateway.windows.acquire(gateway.clock.now_us(), scopes)
+    size = bytes_read(x.body)
+    now_us = gateway.clock.now_us()
+    scopes = gateway.rate_scopes(grant, now_us)
+    slot = gateway.windows.acquire(now_us, scopes)
     if isinstance(slot, Refusal):
         raise Denied(slot)
     try:
-        charge = gateway.windows.admit_tokens(gateway.clock.now_us(), scopes, estimate)
+        charge = gateway.windows.admit_tokens(now_us, scopes, input_tokens_estimate(x.body, size) + tokens_out)
         if isinstance(charge, Refusal):
             raise Denied(charge)
         task = asyncio.current_task()
         assert task is not None
         flight = InFlight(grant_id=grant.grant_id, fleet=grant.fleet, run_id=x.run_id, task=task)
-        journey = _Journey(x, receive, flight, tokens_out)
+        journey = _Journey(x, receive, flight, input_tokens_bound(x.body, size), tokens_out)
+        gateway.in_flight.add(flight)
         try:
-            with gateway.flight(flight):
-                await journey.travel(targets)
+            await journey.travel(targets)
         finally:
+            gateway.in_flight.discard(flight)
             if journey.tokens is not None:
                 gateway.windows.settle_tokens(charge, journey.tokens)
             elif not journey.sent:
@@ -141,12 +146,12 @@ def _output_tokens(x: Exchange) -> int:
 class _Journey:
     """The attempts of one request. `tokens` is what it used, None while unknown; `sent` whether anything left."""
 
-    def __init__(self, x: Exchange, receive: Receive, flight: InFlight, tokens_out: int) -> None:
+    def __init__(self, x: Exchange, receive: Receive, flight: InFlight, bound_in: int, tokens_out: int) -> None:
         self._x = x
         self._receive = receive
         self._flight = flight
         self._tokens_out = tokens_out
-        self._bound_in = input_tokens_bound(x.body)
+        self._bound_in = bound_in
         self._stream = x.endpoint.kind == "chat" and x.body.get("stream") is True
         self._open: _Attempt | None = None
         self._failed: Failure | None = None  # how the open attempt failed, once it has
@@ -295,7 +300,7 @@ class _Journey:
                 return await self._relay_plain(attempt, response)
         finally:
             await response.aclose()
-        self._close(attempt, answered)
+        self._close(attempt, answered, self._settlement(attempt, answered))
         return None
 
     async def _relay_plain(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
@@ -313,9 +318,10 @@ class _Journey:
         usage = usage_from_openai(body.get("usage"), output=x.endpoint.kind != "embeddings")
         answer, finish_reason = answer_of(body) if x.endpoint.kind == "chat" else (None, None)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
-        cost = self._settlement(attempt, answered).amount_nanos
+        settlement = self._settlement(attempt, answered)
+        cost = settlement.amount_nanos
         x.balances = _after(x.balances, attempt.start.hold_nanos, cost)
-        self._close(attempt, answered)
+        self._close(attempt, answered, settlement)
         x.started = True
         await send_json(x.send, 200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
         return None
@@ -328,12 +334,11 @@ class _Journey:
         cost = cost_nanos(attempt.price, answered.usage) if answered.usage else None
         return settle_answer(cost_nanos=cost, hold_nanos=hold_nanos)
 
-    def _close(self, attempt: _Attempt, answered: Answered) -> None:
+    def _close(self, attempt: _Attempt, answered: Answered, settlement: Settlement) -> None:
         x, usage = self._x, answered.usage
         if self._open is not attempt:
             return
         self._open = None
-        settlement = self._settlement(attempt, answered)
         if usage is not None:
             self.tokens = usage.input_tokens + usage.output_tokens
         source: Literal["provider", "hold"] = "provider" if usage else "hold"
@@ -425,16 +430,23 @@ class _Journey:
         x = self._x
         self._settle_unknown("failed", 403, cut.code, cut.message)
         refusal = Refusal(status=403, code=cut.code, message=f"{cut.message} The call was cut.", scope=cut.scope)
-        if x.started:
-            await x.send({"type": "http.response.body", "body": stream_error(refusal, x.request_id)})
-        else:
+        if not x.opened:
+            raise Denied(refusal)
+        if x.streaming:
+            with contextlib.suppress(TimeoutError):  # a client that does not read gets no last word
+                async with asyncio.timeout(_LAST_WORD_S):
+                    await x.send({"type": "http.response.body", "body": stream_error(refusal, x.request_id)})
+        elif not x.started:
             await x.refuse(refusal)
 
 
 def _after(balances: Sequence[Balance], hold_nanos: int, cost: int) -> tuple[Balance, ...]:
     """Return the balances as they stand once the hold is posted, for the headers of the answer."""
     return tuple(
-        replace(b, posted_nanos=b.posted_nanos + cost, held_nanos=max(0, b.held_nanos - hold_nanos)) for b in balances
+        [
+            Balance(scope=b.scope, posted_nanos=b.posted_nanos + cost, held_nanos=max(0, b.held_nanos - hold_nanos))
+            for b in balances
+        ]
     )
 
 

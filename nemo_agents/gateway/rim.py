@@ -7,6 +7,8 @@ import secrets
 import time
 from typing import Protocol
 
+from nemo_agents.policy.grouping import REQUEST_ID_PREFIX
+
 __all__ = ["Clock", "Ids", "RandomIds", "SystemClock"]
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -68,7 +70,7 @@ class RandomIds:
 
     def request_id(self) -> str:
         """Return `req_`, 48 random bits of this process, and a count."""
-        return f"req_{self._process}{next(self._requests) & 0xFFFF_FFFF_FFFF:012x}"
+        return f"{REQUEST_ID_PREFIX}{self._process}{next(self._requests) & 0xFFFF_FFFF_FFFF:012x}"
 
     def public_id(self) -> str:
         """Return ten random base32 characters."""

@@ -56,6 +56,9 @@ class Settings:
     connect_timeout_s: float = _setting(5.0, "Seconds to connect to a provider.")
     first_byte_timeout_s: float = _setting(120.0, "Seconds until a provider's answer begins.")
     idle_timeout_s: float = _setting(60.0, "Seconds between two pieces of a provider's answer.")
+    client_timeout_s: float = _setting(
+        60.0, "Seconds that a client may leave its stream unread; then it counts as gone and the stream is drained."
+    )
     hold_ttl_s: float = _setting(
         3600.0, "Seconds after which the hold of a call that never ended is charged in full; longer than any call."
     )
@@ -73,7 +76,7 @@ class Settings:
         for name in ("max_body_bytes", "default_max_output_tokens", "max_connections"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "hold_ttl_s"):
+        for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "client_timeout_s", "hold_ttl_s"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
         if not self.allowed_hosts and not host_allowed(f"[{self.host}]" if ":" in self.host else self.host, ()):

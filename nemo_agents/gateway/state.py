@@ -7,8 +7,7 @@ next request and survives a restart.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemo_agents.errors import Code
@@ -84,11 +83,18 @@ class Gateway:
     ids: Ids
     fleets: dict[str, FleetRecord] = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
-    in_flight: set[InFlight] = field(default_factory=set)
+    in_flight: set[InFlight] = field(default_factory=set)  # calls are in it from before their send, so as to be cut
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # a change reads, then writes: one at a time
     base_url: str = ""
+    stand_in: str | None = field(init=False)  # the provider that answers for those without credentials, if any
+    _available: frozenset[str] = field(init=False)
     _standings: dict[str, _Standing] = field(default_factory=dict)
     _groups: dict[str | None, dict[str, list[Deployment]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Note what follows from the providers, which stay as they are."""
+        self._available = frozenset(self.providers)
+        self.stand_in = self._find_stand_in()
 
     async def load(self) -> None:
         """Read everything that admission needs from the store, and rebuild the rate windows of the last minute."""
@@ -145,15 +151,6 @@ class Gateway:
         return found
 
     # --- calls in flight ----------------------------------------------------------------------------------------
-    @contextmanager
-    def flight(self, call: InFlight) -> Iterator[InFlight]:
-        """Register a call while it is in flight, so that it can be cut."""
-        self.in_flight.add(call)
-        try:
-            yield call
-        finally:
-            self.in_flight.discard(call)
-
     def cut(self, cut_off: CutOff, concerns: Callable[[InFlight], bool]) -> None:
         """Cut the calls in flight that this concerns."""
         for call in [call for call in self.in_flight if call.cut is None and concerns(call)]:
@@ -161,9 +158,9 @@ class Gateway:
             call.task.cancel()
 
     # --- views for admission ------------------------------------------------------------------------------------
-    def rate_scopes(self, grant: Grant) -> tuple[RateScope, ...]:
+    def rate_scopes(self, grant: Grant, now_us: int) -> tuple[RateScope, ...]:
         """Return the rate limits that a request of this grant counts against, the role's first."""
-        return self._standing_of(grant, self.clock.now_us()).rates
+        return self._standing_of(grant, now_us).rates
 
     def budget_scopes(self, grant: Grant, *, run_id: str | None, caps: RunCaps, now_us: int) -> tuple[BudgetScope, ...]:
         """Return the budgets that a hold of this grant counts against, in the fixed order run, role, fleet."""
@@ -251,14 +248,12 @@ class Gateway:
             asked,
             groups=self.groups(fleet),
             provider_of=self.prices.provider_of,
-            available=frozenset(self.providers),
+            available=self._available,
             stand_in=self.stand_in,
             key_env_of=KEY_ENV_OF,
         )
 
-    @property
-    def stand_in(self) -> str | None:
-        """The provider that answers for those without credentials; None when none does."""
+    def _find_stand_in(self) -> str | None:
         real = set(self.providers) - {"sandbox"}
         stands_in = self.settings.sandbox == "on" or (self.settings.sandbox == "auto" and not real)
         return "sandbox" if stands_in and "sandbox" in self.providers else None

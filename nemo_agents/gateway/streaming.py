@@ -36,7 +36,7 @@ async def relay_stream(x: Exchange, receive: Receive, response: ProviderResponse
     watcher = asyncio.create_task(_client_gone(receive))
     out = _Outlet(x, watcher)
     failure: Refusal | None = None
-    x.started = True
+    x.started = x.streaming = True
     try:
         await start_stream(x.send, x.common_headers())
         await _pump(response, tally, out)
@@ -45,12 +45,10 @@ async def relay_stream(x: Exchange, receive: Receive, response: ProviderResponse
     except TimeoutError:
         failure = _broken("the client left, and the provider did not finish in time")
     finally:
-        gone = watcher.done()
+        gone = out.gone
         watcher.cancel()
     if not gone:
-        if failure is not None:
-            await out.write(stream_error(failure, x.request_id))
-        await x.send({"type": "http.response.body", "body": b""})
+        await out.write(stream_error(failure, x.request_id) if failure is not None else b"", last=True)
     return _outcome(tally, failure, out.ttft_us, gone=gone)
 
 
@@ -60,11 +58,13 @@ class _Outlet:
     def __init__(self, x: Exchange, watcher: asyncio.Task[None]) -> None:
         self._x = x
         self._watcher = watcher
+        self._stalled = False
         self.ttft_us: int | None = None
 
     @property
     def gone(self) -> bool:
-        return self._watcher.done()
+        """Whether nobody reads: the client left, or has not read for `client_timeout_s`."""
+        return self._stalled or self._watcher.done()
 
     @contextmanager
     def bounding(self, deadline: asyncio.Timeout) -> Iterator[None]:
@@ -87,9 +87,16 @@ class _Outlet:
         if self.ttft_us is None:
             self.ttft_us = self._x.elapsed_us()
 
-    async def write(self, data: bytes) -> None:
-        if data and not self.gone:
-            await self._x.send({"type": "http.response.body", "body": data, "more_body": True})
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Send events on. A client that reads nothing for too long counts as gone: it must not hold anything back."""
+        if (not data and not last) or self.gone:
+            return
+        try:
+            async with asyncio.timeout(self._x.gateway.settings.client_timeout_s):
+                await self._x.send({"type": "http.response.body", "body": data, "more_body": not last})
+        except TimeoutError:
+            self._stalled = True
+            self._watcher.cancel()  # its end starts the time that the provider is read on
 
 
 async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) -> None:

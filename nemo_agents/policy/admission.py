@@ -30,6 +30,7 @@ __all__ = [
     "run_refusal",
 ]
 
+_BOOL_OR_NULL = (bool, type(None))
 HELD_RETRY_MS = 1_000
 _MAX_MESSAGES = 10_000
 _MAX_TOOLS = 512
@@ -88,7 +89,7 @@ def _check_chat(body: Mapping[str, Any]) -> Refusal | None:
         return _bad(f"`messages` holds more than {_MAX_MESSAGES}.", "messages")
     if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
         return _bad("Each of `messages` must be an object with a `role`.", "messages")
-    if not isinstance(body.get("stream", False), bool | None):
+    if not isinstance(body.get("stream"), _BOOL_OR_NULL):
         return _bad("`stream` must be true or false.", "stream")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):

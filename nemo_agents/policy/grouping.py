@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 from urllib.parse import unquote
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
 from nemo_agents.money import parse_dollars
+from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import RunCaps
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["RunRef", "run_of"]
+__all__ = ["REQUEST_ID_PREFIX", "RunRef", "own_run", "run_of"]
+
+# A call without grouping is a run of its own, under its request id: no client may take such a name beforehand.
+REQUEST_ID_PREFIX: Final = "req_"
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_NO_CAPS = RunCaps()
 _MAX_CALLS = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -36,7 +41,7 @@ class RunRef:
     name: str | None = None
     step: str | None = None
     parent_step: str | None = None
-    caps: RunCaps = RunCaps()
+    caps: RunCaps = _NO_CAPS
 
 
 def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refusal:
@@ -46,24 +51,35 @@ def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refu
         return _bad(
             h.RUN_ID, "a run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -, starting with a letter or digit"
         )
-    labels: dict[str, str | None] = {}
+    if run_id is not None and run_id.startswith(REQUEST_ID_PREFIX):
+        return _bad(h.RUN_ID, f"ids beginning with {REQUEST_ID_PREFIX} are the gateway's own; choose another")
+    labels: dict[str, str] = {}
     for header in (h.RUN_NAME, h.STEP, h.PARENT_STEP):
-        text = unquote(headers[header]) if header in headers else None
-        if text is not None and _LABEL.fullmatch(text) is None:
-            return _bad(header, "a label is 1 to 200 printable characters (percent-encode what a header cannot carry)")
-        labels[header] = text
+        if header in headers:
+            text = labels[header] = unquote(headers[header])
+            if _LABEL.fullmatch(text) is None:
+                return _bad(
+                    header, "a label is 1 to 200 printable characters (percent-encode what a header cannot carry)"
+                )
     caps = _caps(headers)
     if isinstance(caps, Refusal):
         return caps
-    if run_id is None and (labels[h.STEP] or caps != RunCaps()):
+    if run_id is None and (h.STEP in labels or caps is not _NO_CAPS):
         return _bad(h.RUN_ID, "a step or a run's caps need a run id; send x-nemo-run-id as well")
     return RunRef(
         run_id=run_id,
-        name=labels[h.RUN_NAME],
-        step=labels[h.STEP],
-        parent_step=labels[h.PARENT_STEP],
+        name=labels.get(h.RUN_NAME),
+        step=labels.get(h.STEP),
+        parent_step=labels.get(h.PARENT_STEP),
         caps=caps,
     )
+
+
+def own_run(run: RunRef, grant: Grant) -> RunRef:
+    """Return the run as a grant may have it: without a fleet to share it with, a run is the grant's alone."""
+    if run.run_id is None or grant.fleet is not None:
+        return run
+    return replace(run, run_id=f"{grant.grant_id}.{run.run_id}")
 
 
 def _first_run_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
@@ -71,7 +87,7 @@ def _first_run_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | 
         if headers.get(header):
             return headers[header]
     for header, value in headers.items():
-        if value and _VENDOR_SESSION.fullmatch(header):
+        if value and header.endswith("-session-id") and _VENDOR_SESSION.fullmatch(header):
             return value
     metadata = body.get("metadata")
     in_body: tuple[object, ...] = (
@@ -88,6 +104,8 @@ def _first_run_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | 
 
 
 def _caps(headers: Mapping[str, str]) -> RunCaps | Refusal:
+    if h.RUN_BUDGET not in headers and h.RUN_MAX_CALLS not in headers:
+        return _NO_CAPS
     budget_nanos = max_calls = None
     if h.RUN_BUDGET in headers:
         try:

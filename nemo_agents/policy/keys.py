@@ -17,6 +17,7 @@ from nemo_agents.policy.refusal import Refusal
 __all__ = ["Grant", "KeySecret", "compose_key", "mask_key", "parse_public_id", "usable"]
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BASE62_PAIRS = tuple(high + low for high in _BASE62 for low in _BASE62)
 _KEY = re.compile(r"sk-nemo-([a-z2-7]{10})-([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 
 
@@ -103,9 +104,6 @@ def _no(code: Code, grant: Grant, what: str) -> Refusal:
 
 
 def _check(text: str) -> str:
-    rest = zlib.crc32(text.encode())
-    digits = []
-    for _ in range(6):
-        rest, digit = divmod(rest, 62)
-        digits.append(_BASE62[digit])
-    return "".join(reversed(digits))
+    rest, low = divmod(zlib.crc32(text.encode()), 62 * 62)
+    high, middle = divmod(rest, 62 * 62)
+    return _BASE62_PAIRS[high] + _BASE62_PAIRS[middle] + _BASE62_PAIRS[low]

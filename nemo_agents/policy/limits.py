@@ -38,6 +38,7 @@ __all__ = [
 WINDOW_US: Final = 60_000_000
 _OWN_ENTRY_LIMIT_MAX: Final = 1_000
 _SLOT_US: Final = WINDOW_US // 1_000
+_Reading = tuple[int, int, int]
 _PARALLEL_RETRY_MS: Final = 1_000
 """When a call in flight ends is not known; a second is a polite guess."""
 
@@ -71,6 +72,9 @@ class Never:
     """The weight is larger than the limit: no waiting helps."""
 
 
+_ALLOWED: Final = Allowed()
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """What was charged from `since_us` to `at_us`; it leaves the window 60 seconds after `at_us`."""
@@ -95,7 +99,7 @@ class RateWindow:
         """Say whether `weight` more fits under `limit`; charges nothing."""
         self._advance(now_us)
         if limit is None or self._used + weight <= limit:
-            return Allowed()
+            return _ALLOWED
         if weight > limit:
             return Never()
         excess = self._used + weight - limit
@@ -144,7 +148,15 @@ class RateWindow:
     def reset_us(self, now_us: int) -> int:
         """Return the microseconds until the window is empty, if nothing else is charged."""
         self._advance(now_us)
-        return next((entry.at_us + WINDOW_US - now_us for entry in reversed(self._entries) if entry.weight), 0)
+        for entry in reversed(self._entries):
+            if entry.weight:
+                return entry.at_us + WINDOW_US - now_us
+        return 0
+
+    def reading(self, now_us: int, limit: int) -> _Reading:
+        """Return what fits now, the limit, and the microseconds until the window is empty."""
+        reset_us = self.reset_us(now_us)
+        return max(0, limit - self._used), limit, reset_us
 
     def idle(self, now_us: int) -> bool:
         """Say whether nothing is left in the window."""
@@ -152,7 +164,9 @@ class RateWindow:
         return not self._entries
 
     def _advance(self, now_us: int) -> None:
-        self._now_us = max(self._now_us, now_us)
+        if now_us <= self._now_us:
+            return  # whatever ends by now has been taken out
+        self._now_us = now_us
         entries = self._entries
         while entries and entries[0].at_us + WINDOW_US <= self._now_us:
             entry = entries.popleft()
@@ -211,6 +225,9 @@ class PastUse(Protocol):
         """Return what it was charged."""
 
 
+_Over = tuple[RateScope, int | None, Wait | Never]
+
+
 class RateWindows:
     """The windows of every scope. A request is admitted by all of its scopes or counted in none.
 
@@ -229,13 +246,13 @@ class RateWindows:
     def admit_requests(self, now_us: int, scopes: Sequence[RateScope]) -> Admitted | Refusal:
         """Count one request. It stays counted when a later check refuses it: that slows a loop."""
         meters = self._meters_of(now_us, scopes)
-        checks = [
-            (scope, scope.rpm, meter.requests.check(now_us, 1, scope.rpm))
-            for scope, meter in zip(scopes, meters, strict=True)
-        ]
-        refusal = _refusal("rpm", checks, weight=1)
-        if refusal is not None:
-            return refusal
+        over: list[_Over] = []
+        for scope, meter in zip(scopes, meters, strict=True):
+            answer = meter.requests.check(now_us, 1, scope.rpm)
+            if not isinstance(answer, Allowed):
+                over.append((scope, scope.rpm, answer))
+        if over:
+            return _refusal("rpm", over, weight=1)
         for scope, meter in zip(scopes, meters, strict=True):
             meter.requests.charge(now_us, 1, scope.rpm)
         return Admitted(at_us=now_us)
@@ -244,18 +261,18 @@ class RateWindows:
         """Charge an estimate of a call's tokens; settle or cancel the charge when the call is over."""
         weight = max(1, tokens)
         meters = self._meters_of(now_us, scopes)
-        checks = [
-            (scope, scope.tpm, meter.tokens.check(now_us, weight, scope.tpm))
-            for scope, meter in zip(scopes, meters, strict=True)
-        ]
-        refusal = _refusal("tpm", checks, weight=weight)
-        if refusal is not None:
-            return refusal
-        parts = tuple(
+        over: list[_Over] = []
+        for scope, meter in zip(scopes, meters, strict=True):
+            answer = meter.tokens.check(now_us, weight, scope.tpm)
+            if not isinstance(answer, Allowed):
+                over.append((scope, scope.tpm, answer))
+        if over:
+            return _refusal("tpm", over, weight=weight)
+        parts = [
             (meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm))
             for scope, meter in zip(scopes, meters, strict=True)
-        )
-        return TokenCharge(tokens=weight, parts=parts)
+        ]
+        return TokenCharge(tokens=weight, parts=tuple(parts))
 
     def settle_tokens(self, charge: TokenCharge, actual: int) -> None:
         """Replace the estimate by the actual use, at the time of the charge; beyond the limit is a debt."""
@@ -294,10 +311,17 @@ class RateWindows:
 
     def headers(self, now_us: int, scopes: Sequence[RateScope]) -> dict[str, str]:
         """Return OpenAI's six rate headers for the scope with least left; none for what has no limit."""
-        meters = [(scope, self._meters.get((scope.kind, scope.id)) or _unused()) for scope in scopes]
-        requests = [(scope.rpm, meter.requests) for scope, meter in meters]
-        tokens = [(scope.tpm, meter.tokens) for scope, meter in meters]
-        return {**_triplet(now_us, "requests", requests), **_triplet(now_us, "tokens", tokens)}
+        requests: list[_Reading] = []
+        tokens: list[_Reading] = []
+        for scope in scopes:
+            rpm, tpm = scope.rpm, scope.tpm
+            if rpm is not None or tpm is not None:
+                meter = self._meters.get((scope.kind, scope.id)) or _unused()
+                if rpm is not None:
+                    requests.append(meter.requests.reading(now_us, rpm))
+                if tpm is not None:
+                    tokens.append(meter.tokens.reading(now_us, tpm))
+        return {**_triplet("requests", requests), **_triplet("tokens", tokens)}
 
     def restore(self, now_us: int, uses: Iterable[PastUse]) -> None:
         """Charge the use of the last minute after a restart, oldest first, so that no limit starts anew."""
@@ -315,7 +339,7 @@ class RateWindows:
         if now_us - self._swept_us >= WINDOW_US:
             self._swept_us = now_us
             self._meters = {key: meter for key, meter in self._meters.items() if not _idle(meter, now_us)}
-        return tuple(self._meter((scope.kind, scope.id)) for scope in scopes)
+        return tuple([self._meter((scope.kind, scope.id)) for scope in scopes])
 
     def _meter(self, key: tuple[str, str]) -> _Meter:
         meter = self._meters.get(key)
@@ -332,14 +356,7 @@ def _unused() -> _Meter:
     return _Meter(requests=RateWindow(), tokens=RateWindow())
 
 
-def _triplet(
-    now_us: int, what: Literal["requests", "tokens"], windows: Iterable[tuple[int | None, RateWindow]]
-) -> dict[str, str]:
-    readings = [
-        (window.remaining(now_us, limit), limit, window.reset_us(now_us))
-        for limit, window in windows
-        if limit is not None
-    ]
+def _triplet(what: Literal["requests", "tokens"], readings: Sequence[_Reading]) -> dict[str, str]:
     if not readings:
         return {}
     remaining, limit, reset_us = min(readings)
@@ -352,19 +369,18 @@ def _triplet(
 
 def _refusal(
     limit: Literal["rpm", "tpm"],
-    checks: Sequence[tuple[RateScope, int | None, Allowed | Wait | Never]],
+    over: Sequence[_Over],
     *,
     weight: int,
-) -> Refusal | None:
+) -> Refusal:
     """Return the refusal of the scope that takes longest: waiting that long is enough for all of them."""
     slowest: tuple[int, RateScope, int] | None = None
-    for scope, value, answer in checks:
+    for scope, value, answer in over:
         if isinstance(answer, Never):
             return _refusal_for_good(limit, scope, value or 0, weight)
-        if isinstance(answer, Wait) and (slowest is None or answer.retry_after_us > slowest[0]):
+        if slowest is None or answer.retry_after_us > slowest[0]:
             slowest = (answer.retry_after_us, scope, value or 0)
-    if slowest is None:
-        return None
+    assert slowest is not None
     retry_after_us, scope, value = slowest
     retry_after_ms = max(1, -(-retry_after_us // 1000))
     unit = "requests" if limit == "rpm" else "tokens"

@@ -26,6 +26,7 @@ __all__ = [
     "PriceTier",
     "Rates",
     "answers_asked",
+    "bytes_read",
     "content_boundable",
     "cost_nanos",
     "input_tokens_bound",
@@ -125,6 +126,7 @@ _BEYOND_TEXT: Final = (
     "speed",
     "web_search_options",
 )
+_BEYOND_TEXT_NAMES: Final = frozenset(_BEYOND_TEXT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +190,11 @@ def upper_bound_nanos(price: Price, input_tokens_max: int, output_tokens_max: in
     """Return what a call costs at most: the dearest way to bill each token, over every tier it can reach."""
     if input_tokens_max < 0 or output_tokens_max < 0:
         raise ValueError("token bounds are at least 0")
-    reachable = [price, *(tier for tier in price.tiers if tier.above < input_tokens_max)]
-    input_rate = max(max(rates.input, rates.cached_input, rates.cache_write) for rates in reachable)
-    output_rate = max(rates.output for rates in reachable)
+    input_rate, output_rate = max(price.input, price.cached_input, price.cache_write), price.output
+    for tier in price.tiers:
+        if tier.above < input_tokens_max:
+            input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
+            output_rate = max(output_rate, tier.output)
     return price.request_nanos + _per_mtok(input_rate * input_tokens_max + output_rate * output_tokens_max)
 
 
@@ -210,21 +214,27 @@ def _per_mtok(product: int) -> int:
     return -(-product // _MTOK)
 
 
-def input_tokens_bound(body: Mapping[str, Any]) -> int:
-    """Return more tokens than the request's text can be for any model.
+def bytes_read(body: Mapping[str, Any]) -> int:
+    """Return how many bytes of the request a model may get to read, as JSON."""
+    size = 0
+    for name, value in body.items():
+        if value is not None and name not in _NOT_READ:
+            size += _json_size(value)
+    return size
+
+
+def input_tokens_bound(body: Mapping[str, Any], size: int | None = None) -> int:
+    """Return more tokens than the request's text can be for any model; `size` is its `bytes_read`, where known.
 
     It holds for text only: ask `content_boundable` first whether the request brings in anything else.
     """
-    return _bytes_read(body) + _FRAMING_PER_MESSAGE * _message_count(body) + _preamble(body)
+    read = bytes_read(body) if size is None else size
+    return read + _FRAMING_PER_MESSAGE * _message_count(body) + _preamble(body)
 
 
-def input_tokens_estimate(body: Mapping[str, Any]) -> int:
+def input_tokens_estimate(body: Mapping[str, Any], size: int | None = None) -> int:
     """Return about how many tokens the text is, at least 1: four bytes each; for rates, not for money."""
-    return max(1, -(-_bytes_read(body) // 4))
-
-
-def _bytes_read(body: Mapping[str, Any]) -> int:
-    return sum(_json_size(value) for name, value in body.items() if name not in _NOT_READ and value is not None)
+    return max(1, -(-(bytes_read(body) if size is None else size) // 4))
 
 
 def _json_size(value: Any) -> int:
@@ -238,13 +248,15 @@ def _message_count(body: Mapping[str, Any]) -> int:
     count = 1
     for name in ("messages", "input", "prompt"):
         items = body.get(name)
-        if isinstance(items, Sequence) and not isinstance(items, str):
+        if items is not None and not isinstance(items, str) and isinstance(items, (list, Sequence)):
             count += len(items)
     return count
 
 
 def _preamble(body: Mapping[str, Any]) -> int:
-    return _HIDDEN_PREAMBLE if any(body.get(name) for name in ("tools", "functions", "response_format", "text")) else 0
+    get = body.get
+    wrapped = get("tools") or get("functions") or get("response_format") or get("text")
+    return _HIDDEN_PREAMBLE if wrapped else 0
 
 
 def output_cap(body: Mapping[str, Any], default: int) -> int:
@@ -266,9 +278,10 @@ def output_cap(body: Mapping[str, Any], default: int) -> int:
 
 def answers_asked(body: Mapping[str, Any]) -> int:
     """Return how many answers the request asks for: `n` or `best_of` of each prompt. Raises ParamError."""
-    choices = max(
-        _whole(body[name], name, most=_CHOICES_MAX) if body.get(name) is not None else 1 for name in ("n", "best_of")
-    )
+    choices = 1
+    for name in ("n", "best_of"):
+        if body.get(name) is not None:
+            choices = max(choices, _whole(body[name], name, most=_CHOICES_MAX))
     return choices * _prompt_count(body.get("prompt"))
 
 
@@ -297,16 +310,17 @@ def content_boundable(body: Mapping[str, Any]) -> str | None:
     `tools[1]`. Images, audio and files cost what the provider decides, wherever they are; provider-side tools
     fetch text of their own; a priority tier and an hour-long cache are billed at other prices.
     """
-    for name in _BEYOND_TEXT:
-        if body.get(name):
-            return name
+    if not _BEYOND_TEXT_NAMES.isdisjoint(body):
+        for name in _BEYOND_TEXT:
+            if body.get(name):
+                return name
     tier = body.get("service_tier")
     if tier is not None and not _is_one_of(tier, _PLAIN_TIERS):
         return "service_tier"
     modalities = body.get("modalities")
     if modalities and modalities != ["text"]:
         return "modalities"
-    if isinstance(body.get("prompt"), Mapping):  # a prompt that is stored at the provider
+    if isinstance(body.get("prompt"), (dict, Mapping)):  # a prompt that is stored at the provider
         return "prompt"
     return _tools(body) or _messages(body) or _items(body) or _parts(body.get("system"), "system")
 
@@ -321,7 +335,10 @@ def _tools(body: Mapping[str, Any]) -> str | None:
 
 
 def _messages(body: Mapping[str, Any]) -> str | None:
-    for where, message in _objects(body.get("messages"), "messages"):
+    messages = body.get("messages")
+    if isinstance(messages, list) and all(_plain(message) for message in messages):
+        return None
+    for where, message in _objects(messages, "messages"):
         if message.get("audio"):  # an earlier spoken answer, by its id
             return f"{where}.audio"
         if _long_cache(message):
@@ -330,6 +347,16 @@ def _messages(body: Mapping[str, Any]) -> str | None:
         if found:
             return found
     return None
+
+
+def _plain(message: Any) -> bool:
+    """Say whether a message is a text and nothing that could be more; false says nothing."""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("content"), str)
+        and "audio" not in message
+        and "cache_control" not in message
+    )
 
 
 def _items(body: Mapping[str, Any]) -> str | None:
@@ -360,11 +387,14 @@ def _parts(content: Any, where: str, *, depth: int = 0) -> str | None:
 
 def _objects(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the objects in a list, or the one object that stands in its place, each with its path."""
-    if isinstance(value, Mapping):
+    if value is None or isinstance(value, str):
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, (dict, Mapping)):
+                yield f"{where}[{index}]", item
+    elif isinstance(value, (dict, Mapping)):
         yield where, value
-    for index, item in enumerate(value if isinstance(value, list) else ()):
-        if isinstance(item, Mapping):
-            yield f"{where}[{index}]", item
 
 
 def _is_one_of(kind: Any, known: frozenset[str]) -> bool:

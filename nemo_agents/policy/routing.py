@@ -148,6 +148,8 @@ def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str
         return True
     if not asked:
         return False
+    if asked in allow_list:
+        return True
     names = [asked]
     provider, slash, bare = asked.partition("/")
     if slash and provider and bare:

@@ -57,7 +57,7 @@ def usage_from_openai(obj: object, *, output: bool = True) -> Usage | None:
     - Cached tokens beyond the input earn no discount at all; tokens written to a cache count at most the
     input.
     """
-    if not isinstance(obj, Mapping):
+    if not isinstance(obj, (dict, Mapping)):  # dict first: asking an abstract class is slow
         return None
     try:
         return _read(obj, output=output)
@@ -107,10 +107,11 @@ def _anthropic_wire(obj: Mapping[str, object]) -> bool:
 def _details(obj: Mapping[str, object], *names: str) -> Mapping[str, object]:
     for name in names:
         value = obj.get(name)
-        if isinstance(value, Mapping):
-            return value
-        if value is not None:
+        if value is None:
+            continue
+        if not isinstance(value, (dict, Mapping)):
             raise _OddCountError
+        return value
     return {}
 
 
@@ -120,7 +121,7 @@ def _count(obj: Mapping[str, object], *names: str) -> int | None:
         value = obj.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _COUNT_MAX:
+        if type(value) is not int or not 0 <= value <= _COUNT_MAX:  # a bool is no count
             raise _OddCountError
         return value
     return None

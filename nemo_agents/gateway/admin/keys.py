@@ -219,7 +219,11 @@ def _apply(grant: Grant, fields: KeyFields, now_us: int) -> Grant:
     if fields.duration is not UNSET:
         changes["expires_us"] = _expiry(fields.duration, now_us)
     if fields.metadata is not UNSET:
-        changes |= _from_metadata(fields.metadata or {})
+        metadata = fields.metadata or {}
+        if "nemo" not in metadata and "nemo" in grant.metadata:
+            # Another tool's metadata says nothing of the role's own limits, and must not lift them.
+            metadata = {**metadata, "nemo": grant.metadata["nemo"]}
+        changes |= _from_metadata(metadata)
     grant = replace(grant, **changes)
     check_period(grant.budget_duration)
     return grant
