@@ -6,8 +6,6 @@ change whose answer was lost is found again by the flow that made it, never by s
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
@@ -19,14 +17,15 @@ import msgspec
 from nemo_agents.admin.calls import Call, Flow, encode_body
 from nemo_agents.environment import GATEWAY_URL
 from nemo_agents.errors import AdminError, GatewayError, GatewayUnreachable
-from nemo_agents.policy.keys import mask_key
+from nemo_agents.policy.hosts import is_loopback_url
+from nemo_agents.policy.keys import hide_keys
 from nemo_agents.secret import Secret
+from nemo_agents.trace.network import bare_tls, is_plain
 
 __all__ = ["AsyncClient", "Client"]
 
 T = TypeVar("T")
 
-_KEY_LIKE = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
 _MESSAGE_MAX: Final = 600  # characters; a foreign server's error page is not worth more
 
 
@@ -167,20 +166,16 @@ def _checked_url(base_url: str) -> str:
 
 
 def _settings(base_url: str, timeout_s: float) -> dict[str, Any]:
+    here = is_loopback_url(base_url)
     return {
         "base_url": base_url,
         "timeout": timeout_s,
         # A proxy from the environment never reaches this machine's own gateway, and must not see its key.
-        "trust_env": not _is_loopback(urlsplit(base_url).hostname or ""),
+        "trust_env": not here,
+        # Nor is there a certificate to check, and to read the machine's takes a tenth of a second.
+        "verify": bare_tls() if here and is_plain(base_url) else True,
         "follow_redirects": False,
     }
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _request(call: Call[Any], key: Secret) -> dict[str, Any]:
@@ -242,7 +237,7 @@ def _validation(item: object) -> str:
 
 def _clean(message: str) -> str:
     """Return a message on one line, of bounded length, in which anything that looks like a key is masked."""
-    masked = _KEY_LIKE.sub(lambda match: mask_key(match[0]), " ".join(message.split()))
+    masked = hide_keys(" ".join(message.split()))
     return masked if len(masked) <= _MESSAGE_MAX else masked[:_MESSAGE_MAX] + "…"
 
 

@@ -92,6 +92,7 @@ class Code(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
     GUARDRAIL_UNAVAILABLE = "guardrail_unavailable"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    GATEWAY_STOPPING = "gateway_stopping"
     INTERNAL_ERROR = "internal_error"
 
 

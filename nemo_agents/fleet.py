@@ -24,7 +24,6 @@ from nemo_agents.roles import FleetDeclaration
 from nemo_agents.secret import Secret
 from nemo_agents.trace import propagate
 from nemo_agents.trace.member import Member
-from nemo_agents.trace.network import bare_tls, is_loopback, is_plain
 from nemo_agents.trace.run import REPORT_TIMEOUT_S, OnStop, Rim, Run
 
 __all__ = ["Fleet", "Member"]
@@ -175,25 +174,15 @@ class Fleet(FleetDeclaration):
         )
 
     def _report(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
-        import httpx  # noqa: PLC0415 - slow to import, and needed only once a run reports
+        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run reports
 
-        from nemo_agents.client import Client  # noqa: PLC0415 - likewise
-
-        direct = _is_direct(gateway_url)
-        transport = httpx.HTTPTransport(verify=bare_tls()) if direct else None
-        key = self._any_key(gateway_url)
-        with Client(gateway_url, key, timeout_s=REPORT_TIMEOUT_S, transport=transport) as client:
+        with Client(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
             return client.run(observe.report(run_id, told))
 
     async def _areport(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
-        import httpx  # noqa: PLC0415 - slow to import, and needed only once a run reports
+        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - slow to import, and only a report needs it
 
-        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - likewise
-
-        direct = _is_direct(gateway_url)
-        transport = httpx.AsyncHTTPTransport(verify=bare_tls()) if direct else None
-        key = self._any_key(gateway_url)
-        async with AsyncClient(gateway_url, key, timeout_s=REPORT_TIMEOUT_S, transport=transport) as client:
+        async with AsyncClient(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
             return await client.run(observe.report(run_id, told))
 
 
@@ -205,11 +194,6 @@ def _restored(kind: type[_F], declared: Mapping[str, Any], site: _Site) -> _F:
     fleet = kind(**declared)
     object.__setattr__(fleet, "_site", site)  # the declaration around it is frozen
     return fleet
-
-
-def _is_direct(url: str) -> bool:
-    """Say whether reports can go without certificates and proxies, which are slow to look up."""
-    return is_plain(url) and is_loopback(url)
 
 
 def _now_us() -> int:

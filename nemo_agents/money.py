@@ -9,7 +9,15 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from functools import total_ordering
 
-__all__ = ["NANOS_PER_DOLLAR", "Money", "format_nanos", "nanos_from_wire", "nanos_to_wire", "parse_dollars"]
+__all__ = [
+    "NANOS_PER_DOLLAR",
+    "Money",
+    "dollars_text",
+    "format_nanos",
+    "nanos_from_wire",
+    "nanos_to_wire",
+    "parse_dollars",
+]
 
 NANOS_PER_DOLLAR = 1_000_000_000
 
@@ -48,6 +56,13 @@ def nanos_to_wire(nanos: int) -> float:
     return float(Decimal(nanos) / NANOS_PER_DOLLAR)
 
 
+def dollars_text(nanos: int) -> str:
+    """Write nanos as an exact decimal of dollars, for a header: `12`, `0.5`, `0.00012345`. `parse_dollars` reads it."""
+    sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
+    whole, rest = divmod(nanos, NANOS_PER_DOLLAR)
+    return f"{sign}{whole}.{rest:09d}".rstrip("0") if rest else f"{sign}{whole}"
+
+
 def format_nanos(nanos: int) -> str:
     """Write nanos for people: `$20`, `$0.05`, `$0.000123`; never rounded to nothing."""
     sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
@@ -60,7 +75,9 @@ def format_nanos(nanos: int) -> str:
         digits = f"{four:04d}".rstrip("0")
         return f"{sign}${whole:,}.{digits:0<2}" if digits else f"{sign}${whole:,}"
     first = len(digits) - len(digits.lstrip("0"))
-    return f"{sign}$0.{digits[: first + 3].rstrip('0')}"
+    places = min(9, first + 3)  # three digits that say something, rounded half to even as above
+    rounded = f"{round(nanos, places - 9):09d}"
+    return f"{sign}$0.{rounded[:places].rstrip('0')}"
 
 
 @total_ordering

@@ -9,6 +9,8 @@
                 ...
             assert gateway.ledger_problems() == []
 
+It needs the gateway's parts: `pip install 'nemo-agents[gateway]'`.
+
 Script the sandbox with the body field `nemo_sandbox` (see docs/reference/sandbox.md), or put any OpenAI-compatible
 server behind the gateway with `settings={"providers": {"mine": {"base_url": "http://127.0.0.1:…/v1"}}}`.
 """
@@ -24,15 +26,24 @@ from typing import Any
 from nemo_agents.admin import observe
 from nemo_agents.client import Client
 from nemo_agents.fleet import Fleet
-from nemo_agents.gateway.server import Running
-from nemo_agents.gateway.settings import Settings
-from nemo_agents.gateway.threaded import serve_in_thread
 from nemo_agents.provision import operate
 from nemo_agents.provision.apply import apply
 from nemo_agents.provision.keystore import FileKeyStore
 from nemo_agents.provision.plan import Plan
 from nemo_agents.roles import FleetDeclaration
 from nemo_agents.secret import Secret
+
+try:
+    from nemo_agents.gateway.server import Running
+    from nemo_agents.gateway.settings import Settings
+    from nemo_agents.gateway.threaded import serve_in_thread
+except ImportError as error:
+    if (error.name or "nemo_agents").partition(".")[0] == "nemo_agents":
+        raise  # a fault of our own, not a part that is not installed
+    raise ImportError(
+        f"nemo_agents.testing runs a gateway ({error.name} is missing). Run: pip install 'nemo-agents[gateway]'",
+        name=error.name,
+    ) from error
 
 __all__ = ["LocalGateway", "running_gateway"]
 

@@ -62,6 +62,10 @@ BEHAVIOURS = {
     "sse-error-event": "an error event in the middle of a stream, and then its end",
     "huge-line": "a line of 2 MB in the middle of a stream",
     "gzip": "compresses although nobody asked",
+    "created": "a proper answer with status 201",
+    "accepted": "202 and no answer",
+    "no-content": "204",
+    "usage-detailed": "says which tokens were cached, written to the cache and spent on reasoning: one of each",
     "done-missing": "a stream without [DONE]",
     "done-twice": "a stream with two",
 }
@@ -339,7 +343,7 @@ async def answer(link: Link, record: Record, behaviour: str, raw: bytes) -> None
 
 async def whole(link: Link, record: Record, behaviour: str, body: bytes) -> None:
     """Send an answer that is not a stream, with the faults that a body can have."""
-    record.status = 200
+    record.status = 201 if behaviour == "created" else 200
     match behaviour:
         case "drop-mid-body" | "drop-mid-stream" | "half-event":
             await link.write(head_of(200, {"content-type": "application/json", "content-length": str(len(body))}))
@@ -354,7 +358,7 @@ async def whole(link: Link, record: Record, behaviour: str, body: bytes) -> None
         case "gzip":
             await link.answer(200, gzip.compress(body, mtime=0), {"content-encoding": "gzip"})
         case _:
-            await link.answer(200, body)
+            await link.answer(record.status, body)
 
 
 async def stream(link: Link, record: Record, behaviour: str, raw: bytes) -> None:
@@ -370,9 +374,9 @@ async def stream(link: Link, record: Record, behaviour: str, raw: bytes) -> None
     except (ClientLeft, HangUp):
         record.completion_tokens = tokens  # the work was done, whoever hears of it
         raise
-    record.status = 200
+    record.status = 201 if behaviour == "created" else 200
     headers = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
-    await link.write(head_of(200, headers))
+    await link.write(head_of(record.status, headers))
     wants_usage = bool((record.body.get("stream_options") or {}).get("include_usage"))
     deltas = deltas_of(message)
     async for event in with_faults(link, record, behaviour, deltas, finish_reason, usage=wants_usage):
@@ -492,9 +496,16 @@ def envelope(record: Record, kind: str) -> dict[str, Any]:
     return {"id": "chatcmpl-faulty", "object": kind, "created": CREATED, "model": record.body["model"]}
 
 
-def usage_of(record: Record) -> dict[str, int]:
+def usage_of(record: Record) -> dict[str, Any]:
     prompt, completion = record.prompt_tokens, record.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if not record.model.endswith("usage-detailed"):
+        return counts
+    return {
+        **counts,
+        "prompt_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
 
 
 def words_in(value: Any) -> int:
@@ -528,6 +539,8 @@ REFUSALS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "unauthorized": (401, error_body("Incorrect API key provided", "invalid_request_error"), {}),
     "bad-request": (400, error_body("Unsupported value", "invalid_request_error"), {}),
     "redirect": (307, b"", {"location": "/_trap"}),
+    "accepted": (202, dumps({"id": "job_1", "status": "queued"}), {}),
+    "no-content": (204, b"", {}),
 }
 
 

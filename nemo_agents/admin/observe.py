@@ -115,7 +115,7 @@ def info() -> Call[dict[str, Any]]:
 
 
 def viewer_link(path: str = "/runs") -> Call[str]:
-    """Ask for a link that opens the viewer at this page, signed in once."""
+    """Ask for a link that opens the viewer at this page, signed in by its read token."""
     return Call(method="POST", path="/nemo/viewer-link", body={"path": path}, decode=_link)
 
 

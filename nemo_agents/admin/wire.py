@@ -211,7 +211,7 @@ class CallRow(msgspec.Struct, kw_only=True):
     usage_source: str | None  # provider | hold | none
     finish_reason: str | None
     attempts: int
-    guardrails: list[str]
+    guardrails: list[str]  # those that ran: the name alone of one that allowed, else `name: redact` or `name: block`
     attempt_rows: list[AttemptRow] = []
 
 

@@ -15,8 +15,6 @@ from nemo_agents.errors import SettingsError
 from nemo_agents.secret import Secret
 
 if TYPE_CHECKING:
-    import httpx
-
     from nemo_agents.client import Client
 
 __all__ = ["address", "admin_client", "admin_key", "gateway_options", "home_folder", "missing_part"]
@@ -89,17 +87,4 @@ def admin_client(gateway_url: str | None, home: Path | None) -> Client:
 
     from nemo_agents.client import Client
 
-    return Client(url, key, transport=_transport(url))
-
-
-def _transport(url: str) -> httpx.HTTPTransport | None:
-    """Spare a gateway on this machine the reading of certificates, a tenth of a second that it does not need."""
-    import httpx
-
-    from nemo_agents.trace.network import bare_tls, is_loopback, is_plain
-
-    try:
-        direct = is_plain(url) and is_loopback(url)
-    except ValueError:  # not an address at all, as the client will say
-        return None
-    return httpx.HTTPTransport(verify=bare_tls()) if direct else None
+    return Client(url, key)

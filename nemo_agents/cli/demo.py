@@ -16,7 +16,7 @@ import click
 from nemo_agents import environment
 from nemo_agents.cli.connect import missing_part
 from nemo_agents.cli.output import console, one_line, print_wrapped
-from nemo_agents.errors import ProvisionError, RateLimited, SettingsError
+from nemo_agents.errors import RateLimited, SettingsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+_FLEET_FILE = Path(__file__).with_name("research_crew.toml")  # in the wheel, where examples/ is not
 _WIDTH = 100  # cells, where the output is not a terminal
 QUESTION = "What is a CRDT, and when is it the wrong choice?"
 _TOOLS = [
@@ -134,15 +135,7 @@ def _environment(*, real: bool) -> Mapping[str, str]:
 def _example_fleet() -> Fleet:
     from nemo_agents.fleet import Fleet
 
-    return Fleet.from_file(example_file("fleet.py"))
-
-
-def example_file(name: str) -> Path:
-    """Return a file of the example fleet: from the installed package, or from the clone it runs in."""
-    for folder in (Path(__file__).parent / "research_crew", Path(__file__).parents[2] / "examples" / "research_crew"):
-        if (folder / name).exists():
-            return folder / name
-    raise ProvisionError(f"the example file {name} is missing from this installation; reinstall nemo-agents")
+    return Fleet.from_file(_FLEET_FILE)
 
 
 def _client(running: Running) -> Client:
@@ -158,7 +151,7 @@ def _provision(to: Console, fleet: Fleet, running: Running, client: Client, fold
     from nemo_agents.provision.apply import apply
     from nemo_agents.provision.keystore import FileKeyStore
 
-    _title(to, "2. Plan and provision", "nemo-agents provision fleet.py")
+    _title(to, "2. Plan and provision", "nemo-agents provision fleet.toml")
     store = FileKeyStore(folder / "keys.json")
     plan = client.run(operate.prepare(fleet, running.url, store))
     print_plan(to, plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from nemo_agents.cli.output import console, one_line, print_json, safe_json, sta
 from nemo_agents.cli.table import Column, print_table
 from nemo_agents.errors import AdminError, ExitCode, NemoError
 from nemo_agents.money import format_nanos
+from nemo_agents.policy.periods import span_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["logs", "print_status", "runs", "status", "view"]
 
-_SINCE = re.compile(r"([1-9][0-9]{0,4})(s|m|h|d)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BAR_CELLS = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -37,10 +35,10 @@ class _Since(click.ParamType[int]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = _SINCE.fullmatch(str(value))
-        if match is None:
+        seconds = span_seconds(str(value))
+        if seconds is None:
             self.fail("write it like 30m, 24h or 7d", param, ctx)
-        return time.time_ns() // 1000 - int(match[1]) * _SECONDS[match[2]] * 1_000_000
+        return max(0, time.time_ns() // 1000 - seconds * 1_000_000)
 
 
 @click.command()
@@ -147,7 +145,7 @@ def runs() -> None:
 @click.option("--role", help="Only runs in which this role made a call.")
 @click.option("--model", help="Only runs that asked for or were served by this model.")
 @click.option(
-    "--state", type=click.Choice(["running", "ok", "recovered", "failed", "stopped"]), help="Only this state."
+    "--state", type=click.Choice(["running", "ok", "recovered", "failed", "stopped", "lost"]), help="Only this state."
 )
 @click.option("--since", "since_us", type=_Since(), help="Only runs newer than this, such as 24h.")
 @click.option("--limit", type=click.IntRange(1, 500), default=30, show_default=True, help="How many at most.")
@@ -200,7 +198,7 @@ def _print_runs(found: list[RunRow]) -> None:
     now_us = time.time_ns() // 1000
     rows = [
         (
-            run.run_id[:8] if run.grouped else run.run_id,
+            text.short_id(run.run_id),
             state_text(run.state),
             one_line(name_of(run)),
             _cost(run.cost_nanos, run.budget_nanos),
@@ -308,9 +306,9 @@ def _print_ended(to: Console, call: CallRow, *, as_json: bool) -> None:
     from rich.text import Text
 
     from nemo_agents.cli.tree import call_text
-    from nemo_agents.viewer.text import clock
+    from nemo_agents.viewer.text import clock, short_id
 
-    run = call.run_id[:8] if call.run_id != call.request_id else "-"
+    run = short_id(call.run_id) if call.run_id != call.request_id else "-"
     role = one_line(call.role or call.key_alias or "-")
     line = Text(f"{clock(call.started_us)[-8:]}  {run:8}  ", style="dim")
     line.append(f"{role}  {one_line(call.step or '-')}  ", style="not dim")
@@ -391,7 +389,7 @@ def _call_rows(calls: Sequence[CallRow], *, short: bool) -> list[tuple[str | Tex
         (
             stamp.partition(" ")[2] if same_day else stamp,
             one_line(call.role or call.key_alias or "-"),
-            call.run_id[:8] if call.run_id != call.request_id else "-",
+            text.short_id(call.run_id) if call.run_id != call.request_id else "-",
             one_line(call.step or "-"),
             one_line(call.model_asked or call.endpoint),
             one_line(served_by(call) or "-"),
@@ -413,7 +411,11 @@ def _call_rows(calls: Sequence[CallRow], *, short: bool) -> list[tuple[str | Tex
 @click.option("--print", "only_print", is_flag=True, help="Print the address instead of opening a browser.")
 @gateway_options
 def view(run_id: str | None, gateway_url: str | None, home: Path | None, *, only_print: bool) -> int:
-    """Open the run viewer in the browser; the printed address signs in once, so keep it to yourself."""
+    """Open the run viewer in the browser; the printed address signs you in, so keep it to yourself.
+
+    The address holds the viewer's read token. It works until the token is replaced: stop the gateway, remove
+    `viewer.token` from its home, start it again.
+    """
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from nemo_agents.errors import ExitCode, ProvisionError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nemo_agents.admin.calls import Flow
+    from nemo_agents.admin.wire import KeyRow
     from nemo_agents.client import Client
     from nemo_agents.provision.keystore import FileKeyStore
     from nemo_agents.provision.plan import Plan
@@ -157,6 +161,10 @@ def destroy(fleet: str, gateway_url: str | None, home: Path | None, *, yes: bool
     with site.store.exclusively():
         with site.client() as client:
             made = client.run(prepare_destroy(name, site.gateway_url))
+        if not made.changes:
+            raise ProvisionError(
+                f"there is no fleet {name} at {site.gateway_url}. `nemo-agents status` lists those it has."
+            )
         _confirm_and_apply(site, made, yes=yes, as_json=as_json)
 
 
@@ -220,9 +228,7 @@ def block(fleet: str, role: str, gateway_url: str | None, home: Path | None) -> 
     """Stop ROLE's key, reversibly."""
     from nemo_agents.provision import operate
 
-    name = _fleet_name(fleet)
-    with _site(gateway_url, home).client() as client:
-        client.run(operate.block(name, role))
+    name = _change_key(_site(gateway_url, home), fleet, role, operate.block)
     click.echo(f"{name}/{role} is blocked. `nemo-agents unblock {name} {role}` lifts it.")
 
 
@@ -234,9 +240,7 @@ def unblock(fleet: str, role: str, gateway_url: str | None, home: Path | None) -
     """Let ROLE's blocked key work again."""
     from nemo_agents.provision import operate
 
-    name = _fleet_name(fleet)
-    with _site(gateway_url, home).client() as client:
-        client.run(operate.unblock(name, role))
+    name = _change_key(_site(gateway_url, home), fleet, role, operate.unblock)
     click.echo(f"{name}/{role} works again.")
 
 
@@ -299,13 +303,22 @@ def export(fleet: str, gateway_url: str | None, home: Path | None, *, only: str 
 def _load(path: Path) -> FleetDeclaration:
     from nemo_agents.provision.load import load_fleet
 
-    return load_fleet(path)
+    with redirect_stdout(sys.stderr):  # what a fleet file prints is none of the command's output, which may be JSON
+        return load_fleet(path)
 
 
 def _fleet_name(text: str) -> str:
     """Return the name that a fleet file declares, or the text when it is a name and not a file."""
     path = Path(text)
     return _load(path).name if path.suffix in (".py", ".toml") or path.exists() else text
+
+
+def _change_key(site: _Site, fleet: str, role: str, change: Callable[[str, str], Flow[KeyRow]]) -> str:
+    """Run a change of ROLE's key on the gateway, and return the fleet's name."""
+    name = _fleet_name(fleet)
+    with site.client() as client:
+        client.run(change(name, role))
+    return name
 
 
 def _prepare(site: _Site, declared: FleetDeclaration) -> Plan:
@@ -317,6 +330,7 @@ def _prepare(site: _Site, declared: FleetDeclaration) -> Plan:
 
 def _confirm_and_apply(site: _Site, made: Plan, *, yes: bool, as_json: bool) -> None:
     from nemo_agents.provision.apply import apply as perform
+    from nemo_agents.provision.render import done
 
     if not as_json or made.is_empty:
         _print_plan(made, as_json=as_json)
@@ -327,11 +341,13 @@ def _confirm_and_apply(site: _Site, made: Plan, *, yes: bool, as_json: bool) -> 
     if not made.conflicts:  # with conflicts, apply says what to do about them
         _confirm("Apply this plan?", yes=yes)
     with site.client() as client:
-        done = client.run(perform(made, site.store))
+        client.run(perform(made, site.store))
     if as_json:
         _print_plan(made, as_json=True)
     else:
-        click.echo(f"  Done: {len(done.performed)} changed at {site.gateway_url}. Keys are in {site.store.path}.")
+        issued = any(change.kind == "role" and change.action in ("create", "rotate") for change in made.changes)
+        where = f" Keys are in {site.store.path}." if issued else ""
+        click.echo(f"  Done: {done(made)} at {site.gateway_url}.{where}")
 
 
 def _confirm(question: str, *, yes: bool) -> None:

@@ -51,7 +51,7 @@ def _head(detail: RunDetail) -> Text:
     style = STATE_STYLES.get(run.state, "")
     head = Text()
     head.append(one_line(name_of(run)), style="bold")
-    head.append(f"  {run.run_id[:8] if run.grouped else run.run_id}", style="dim")
+    head.append(f"  {text.short_id(run.run_id)}", style="dim")
     head.append(f"  {run.state}", style=style)
     cap = f" of {format_nanos(run.budget_nanos)}" if run.budget_nanos is not None else ""
     head.append(f"\n{format_nanos(run.cost_nanos)}{cap}", style="bold")

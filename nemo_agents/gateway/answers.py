@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from nemo_agents.admin import headers as h
-from nemo_agents.money import NANOS_PER_DOLLAR
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["Headers", "Send", "dollars", "error_body", "refusal_headers", "send_json", "start_stream", "stream_error"]
+__all__ = ["Headers", "Send", "error_body", "refusal_headers", "send_json", "start_stream", "stream_error"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = dict[str, str]
@@ -25,12 +24,6 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
-
-
-def dollars(nanos: int) -> str:
-    """Write nanos as exact decimal dollars for a header: `0.00012345`."""
-    whole, rest = divmod(nanos, NANOS_PER_DOLLAR)
-    return f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
 
 
 def error_body(refusal: Refusal, request_id: str) -> dict[str, Any]:

@@ -153,6 +153,7 @@ class DataPlane:
         else:
             outcome = guards.apply_to_request(x.body, names)
         x.guardrails_applied = names
+        x.guardrail_notes = tuple(verdict.note for verdict in outcome.verdicts)
         x.body = outcome.body
         x.guarded = True
         if outcome.blocked is not None:
@@ -162,7 +163,7 @@ class DataPlane:
         grant = x.grant
         assert grant is not None
         groups = self._gateway.groups(grant.fleet)
-        names = [name for name in groups if allowed(name, grant.models)]
+        names = [name for name in groups if allowed(name, grant.models, provider_of=self._gateway.prices.provider_of)]
         names += [name for name in grant.models if name not in groups and "*" not in name]
         owner = {"object": "model", "created": 0, "owned_by": "nemo-agents"}
         return {"object": "list", "data": [{"id": name, **owner} for name in names]}

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from nemo_agents.admin import headers as h
-from nemo_agents.gateway.answers import Headers, Send, dollars, error_body, refusal_headers, send_json
+from nemo_agents.gateway.answers import Headers, Send, error_body, refusal_headers, send_json
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import CallEnd, CallStart
+from nemo_agents.money import dollars_text
 from nemo_agents.policy.admission import Endpoint, past_alert
 from nemo_agents.policy.grouping import RunRef
 from nemo_agents.policy.keys import Grant
@@ -32,8 +33,10 @@ class Denied(Exception):  # noqa: N818 - control flow of one request, never leav
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """One request. Fields fill in as admission proceeds; `started` says that response headers
-    are out, `streaming` that events follow them."""
+    """One request. Fields fill in as admission proceeds.
+
+    `started` says that response headers are out, `streaming` that events follow them.
+    """
 
     gateway: Gateway
     send: Send
@@ -47,7 +50,8 @@ class Exchange:
     run: RunRef = RunRef(run_id=None)
     body: dict[str, Any] = field(default_factory=dict)
     model_asked: str | None = None
-    guardrails_applied: tuple[str, ...] = ()
+    guardrails_applied: tuple[str, ...] = ()  # names, for the answer's header
+    guardrail_notes: tuple[str, ...] = ()  # what each of them did, for the log
     guarded: bool = False  # every guardrail has seen the body: what it redacts is out of it
     balances: Sequence[Balance] = ()
     attempts: int = 0
@@ -95,7 +99,7 @@ class Exchange:
             endpoint=self.endpoint.path,
             stream=self.body.get("stream") is True,
             model_asked=self.model_asked,
-            guardrails=self.guardrails_applied,
+            guardrails=self.guardrail_notes,
             prompt=prompt,
             params=params,
         )
@@ -107,7 +111,7 @@ class Exchange:
             ended_us=self.started_us + self.elapsed_us(),
             state=state,
             status=status,
-            guardrails=self.guardrails_applied,
+            guardrails=self.guardrail_notes,
             **facts,
         )
 
@@ -136,10 +140,10 @@ class Exchange:
         if self.guardrails_applied:
             headers[h.GUARDRAILS_APPLIED] = ",".join(self.guardrails_applied)
         if cost_nanos is not None:
-            headers[h.REQUEST_COST] = dollars(cost_nanos)
+            headers[h.REQUEST_COST] = dollars_text(cost_nanos)
         left = [nanos for balance in self.balances if (nanos := balance.left_nanos) is not None]
         if left:
-            headers[h.BUDGET_REMAINING] = dollars(min(left))
+            headers[h.BUDGET_REMAINING] = dollars_text(min(left))
         warning = past_alert(self.balances, self.gateway.alert_thresholds(self.grant))
         if warning is not None:
             headers[h.BUDGET_WARNING] = warning

@@ -36,7 +36,15 @@ def open_home(home: Path, *, admin_key: str | None = None) -> HomeSecrets:
     try:
         home.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
         if home.stat().st_mode & _FOR_OTHERS:
-            home.chmod(_PRIVATE_DIR)
+            raise SettingsError(
+                f"{home}: others may enter this folder, and the gateway keeps secrets in it. "
+                f"Name a folder that does not exist yet, or make it yours: chmod 700 {home}"
+            )
+        if (home / "gateway.db").exists() and not os.path.lexists(home / "pepper"):
+            raise SettingsError(
+                f"{home}/pepper is missing, and without it no key in {home}/gateway.db can be recognised. "
+                "Restore it from a backup; or move gateway.db and keys.json away, and provision anew."
+            )
         return HomeSecrets(
             admin_key=Secret(admin_key) if admin_key else _secret(home / "admin.key", "sk-nemo-admin-"),
             pepper=_secret(home / "pepper", ""),
@@ -50,16 +58,27 @@ def open_home(home: Path, *, admin_key: str | None = None) -> HomeSecrets:
 
 
 def _secret(path: Path, prefix: str) -> Secret:
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _PRIVATE_FILE)
-    except FileExistsError:
+    if os.path.lexists(path):
         return _read(path)
     text = prefix + secrets.token_urlsafe(32)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        _write(draft, text)
+        # Whole or not at all, whenever the process dies; and never over the secret of another start at the same time.
+        os.link(draft, path)
+    except FileExistsError:
+        return _read(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Secret(text)
+
+
+def _write(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
     with os.fdopen(handle, "w", encoding="ascii") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    return Secret(text)
 
 
 def _read(path: Path) -> Secret:

@@ -5,7 +5,6 @@ Every provider is reached on its OpenAI-compatible endpoint with its key as a be
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from nemo_agents.errors import SettingsError
+from nemo_agents.policy.hosts import is_loopback
 from nemo_agents.policy.routing import SANDBOX
 from nemo_agents.secret import Secret
 
-__all__ = ["KEY_ENV_OF", "ProviderConfig", "discover", "is_loopback_url"]
+__all__ = ["KEY_ENV_OF", "ProviderConfig", "discover"]
 
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 _MAX_TOKENS_FIELDS: Final = ("max_tokens", "max_completion_tokens")
@@ -259,26 +259,12 @@ def _base_url(where: str, value: object, *, allow_insecure: bool) -> str:
         raise SettingsError(f"{where}: must not have a query or fragment. {right}")
     if parts.scheme not in ("http", "https") or not host:
         raise SettingsError(f"{where}: must begin with https:// or http:// and name a host (got {value!r}). {right}")
-    if parts.scheme == "http" and not allow_insecure and not _loopback(host):
+    if parts.scheme == "http" and not allow_insecure and not is_loopback(host):
         raise SettingsError(
             f"{where}: plain http sends keys and prompts in the clear to {host} (got {value!r}). Use https, "
             f"or set allow_insecure = true in the provider's table."
         )
     return value.rstrip("/")
-
-
-def is_loopback_url(url: str) -> bool:
-    """Say whether a URL leads to this machine."""
-    return _loopback(urlsplit(url).hostname or "")
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _max_tokens_field(name: str, values: Mapping[str, Any], default: MaxTokensField) -> MaxTokensField:

@@ -13,12 +13,13 @@ import msgspec
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import send_json, stream_error
+from nemo_agents.gateway.departure import Departure, Receive
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered, Failure, final_refusal, read_failure
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
 from nemo_agents.gateway.state import CutOff, InFlight
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, StoreUnavailable
-from nemo_agents.gateway.streaming import Receive, relay_stream
+from nemo_agents.gateway.streaming import relay_stream
 from nemo_agents.gateway.upstream import read_all
 from nemo_agents.policy.admission import budget_refusal, run_refusal
 from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused, Settlement
@@ -43,7 +44,11 @@ from nemo_agents.policy.usage import Usage, usage_from_openai
 __all__ = ["relay"]
 
 _LAST_WORD_S = 1.0
+_RESTART_MS = 2_000
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# Some providers create a completion and say 201; the client is told 200. Any other status below 400 brings no
+# answer that could be relayed: a failure, charged at the hold for what it may have set going.
+_ANSWERS = frozenset({200, 201})
 _OWN_PREFIX = "nemo_"
 _OWN_FIELDS = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
 
@@ -84,11 +89,13 @@ async def relay(x: Exchange, receive: Receive) -> None:
         task = asyncio.current_task()
         assert task is not None
         flight = InFlight(grant_id=grant.grant_id, fleet=grant.fleet, run_id=x.run_id, task=task)
-        journey = _Journey(x, receive, flight, input_tokens_bound(x.body, size), tokens_out)
+        client = Departure(receive, gateway.settings.drain_timeout_s)
+        journey = _Journey(x, client, flight, input_tokens_bound(x.body, size), tokens_out)
         gateway.in_flight.add(flight)
         try:
             await journey.travel(targets)
         finally:
+            client.close()
             gateway.in_flight.discard(flight)
             if journey.tokens is not None:
                 gateway.windows.settle_tokens(charge, journey.tokens)
@@ -126,7 +133,8 @@ def _unbounded(x: Exchange) -> Refusal | None:
 
 
 def _unpriced(target: Target) -> Refusal:
-    name = f"{target.provider}/{target.model}"
+    # the sandbox charges what it stands for: a price of its own would be asked for by no name
+    name = target.model if target.provider == SANDBOX else f"{target.provider}/{target.model}"
     message = (
         f"No price is known for {name}, so a budget cannot hold it. "
         f'Declare one in gateway.toml: [prices."{name}"] with input_per_mtok and output_per_mtok.'
@@ -146,9 +154,9 @@ def _output_tokens(x: Exchange) -> int:
 class _Journey:
     """The attempts of one request. `tokens` is what it used, None while unknown; `sent` whether anything left."""
 
-    def __init__(self, x: Exchange, receive: Receive, flight: InFlight, bound_in: int, tokens_out: int) -> None:
+    def __init__(self, x: Exchange, client: Departure, flight: InFlight, bound_in: int, tokens_out: int) -> None:
         self._x = x
-        self._receive = receive
+        self._client = client
         self._flight = flight
         self._tokens_out = tokens_out
         self._bound_in = bound_in
@@ -167,6 +175,10 @@ class _Journey:
                 raise
             self._flight.task.uncancel()
             await self._cut(self._flight.cut)
+        except TimeoutError:
+            if not self._client.gone:
+                raise
+            self._settle_unknown("abandoned", 499, None, "the client left, and the provider did not finish in time")
         except StoreUnavailable as error:
             self._settle_unknown("failed", 503, Code.STORE_UNAVAILABLE, str(error))
             raise
@@ -281,12 +293,13 @@ class _Journey:
         )
         provider = self._x.gateway.providers[attempt.target.provider]
         try:
-            response = await provider.send(request)
+            async with self._client.patience():
+                response = await provider.send(request)
         except UpstreamError as error:
             self.sent = self.sent or error.sent
             return Failure(status=None, message=str(error), sent=error.sent, timed_out=error.timed_out)
         self.sent = True
-        if response.status == 200:
+        if response.status in _ANSWERS:
             return response
         return await read_failure(response)
 
@@ -295,7 +308,7 @@ class _Journey:
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         try:
             if self._stream and is_stream:
-                answered = await relay_stream(self._x, self._receive, response)
+                answered = await relay_stream(self._x, self._client, response)
             else:
                 return await self._relay_plain(attempt, response)
         finally:
@@ -306,7 +319,8 @@ class _Journey:
     async def _relay_plain(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
         x = self._x
         try:
-            raw = await read_all(response, _MAX_ANSWER_BYTES)
+            async with self._client.patience():
+                raw = await read_all(response, _MAX_ANSWER_BYTES)
             ttft_us = x.elapsed_us()
             body = msgspec.json.decode(raw)
         except (UpstreamError, *NOT_JSON) as error:
@@ -314,7 +328,7 @@ class _Journey:
             what = str(error) if isinstance(error, UpstreamError) else "the answer is not JSON"
             return Failure(status=None, message=what, sent=True, timed_out=timed_out)
         if not isinstance(body, dict) or body.get("error") is not None:
-            return Failure(status=None, message="the provider answered 200 with an error", sent=True)
+            return Failure(status=None, message=f"the provider answered {response.status} with an error", sent=True)
         usage = usage_from_openai(body.get("usage"), output=x.endpoint.kind != "embeddings")
         answer, finish_reason = answer_of(body) if x.endpoint.kind == "chat" else (None, None)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
@@ -428,8 +442,14 @@ class _Journey:
 
     async def _cut(self, cut: CutOff) -> None:
         x = self._x
-        self._settle_unknown("failed", 403, cut.code, cut.message)
-        refusal = Refusal(status=403, code=cut.code, message=f"{cut.message} The call was cut.", scope=cut.scope)
+        self._settle_unknown("failed", cut.status, cut.code, cut.message)
+        refusal = Refusal(
+            status=cut.status,
+            code=cut.code,
+            message=f"{cut.message} The call was cut.",
+            scope=cut.scope,
+            retry_after_ms=_RESTART_MS if cut.code == Code.GATEWAY_STOPPING else None,
+        )
         if not x.opened:
             raise Denied(refusal)
         if x.streaming:
@@ -456,5 +476,7 @@ def _usage_facts(usage: Usage | None) -> dict[str, int]:
     return {
         "input_tokens": usage.input_tokens,
         "cached_tokens": usage.cached_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
         "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
     }

@@ -8,11 +8,9 @@ import time
 from typing import Protocol
 
 from nemo_agents.policy.grouping import REQUEST_ID_PREFIX
+from nemo_agents.policy.keys import mint
 
 __all__ = ["Clock", "Ids", "RandomIds", "SystemClock"]
-
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class Clock(Protocol):
@@ -47,11 +45,8 @@ class Ids(Protocol):
     def request_id(self) -> str:
         """Return an id for a request."""
 
-    def public_id(self) -> str:
-        """Return ten base32 characters that name a key."""
-
-    def key_secret(self) -> str:
-        """Return the 32 base62 characters of a key that nobody may see."""
+    def key(self) -> str:
+        """Return the full text of a new virtual key."""
 
     def grant_id(self) -> str:
         """Return an id for a grant."""
@@ -72,13 +67,9 @@ class RandomIds:
         """Return `req_`, 48 random bits of this process, and a count."""
         return f"{REQUEST_ID_PREFIX}{self._process}{next(self._requests) & 0xFFFF_FFFF_FFFF:012x}"
 
-    def public_id(self) -> str:
-        """Return ten random base32 characters."""
-        return "".join(secrets.choice(_BASE32) for _ in range(10))
-
-    def key_secret(self) -> str:
-        """Return 32 random base62 characters (190 bits)."""
-        return "".join(secrets.choice(_BASE62) for _ in range(32))
+    def key(self) -> str:
+        """Return the full text of a new virtual key, of 190 random bits."""
+        return mint(secrets.choice)[1]
 
     def grant_id(self) -> str:
         """Return `g_` and 64 random bits."""

@@ -16,20 +16,22 @@ from typing import Any
 import structlog
 import uvicorn
 
-from nemo_agents.errors import SettingsError
+from nemo_agents.errors import Code, SettingsError
 from nemo_agents.gateway.admin import admin_and_viewer
 from nemo_agents.gateway.app import GatewayApp
 from nemo_agents.gateway.homefiles import HomeSecrets, open_home
 from nemo_agents.gateway.keyring import KeyRing
+from nemo_agents.gateway.onewrite import OneWriteProtocol
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import FREE, PriceBook, declared_prices
-from nemo_agents.gateway.providers import ProviderConfig, discover, is_loopback_url
+from nemo_agents.gateway.providers import ProviderConfig, discover
 from nemo_agents.gateway.rim import Clock, RandomIds, SystemClock
 from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
 from nemo_agents.gateway.settings import Settings
-from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.state import CutOff, Gateway
 from nemo_agents.gateway.stores.sqlite import SqliteStore
 from nemo_agents.gateway.upstream import HttpProvider
+from nemo_agents.policy.hosts import is_loopback_url
 from nemo_agents.policy.limits import RateWindows
 from nemo_agents.policy.pricing import Price
 from nemo_agents.secret import Secret
@@ -42,6 +44,8 @@ except ImportError:  # not made for every platform
     uvloop = None  # type: ignore[assignment]
 
 _SWEEP_EVERY_S = 30.0
+_GRACE_S = 5.0
+_LOOK_EVERY_S = 0.05
 _GC_EVERY = 20_000  # containers that came and did not go
 _log = structlog.get_logger("nemo_agents.gateway")
 
@@ -126,39 +130,67 @@ async def serve(
     """Serve a gateway while the block runs. Raises SettingsError when the port is taken or the store unusable."""
     configure_log(settings.log_level)
     gateway = build(settings, environ)
-    listener = _listen(settings.host, settings.port)
-    try:
+    async with contextlib.AsyncExitStack() as undo:
+        listener = _listen(settings.host, settings.port)
+        undo.callback(listener.close)
         await gateway.store.start()
+        undo.push_async_callback(gateway.store.close)
         await gateway.load()
-    except BaseException:
-        listener.close()
-        raise
+        for provider in gateway.providers.values():
+            undo.push_async_callback(provider.close)
+        gateway.base_url = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
+        if on_signal is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        async with _listening(gateway, listener):
+            yield Running(gateway=gateway, url=gateway.base_url, secrets=gateway.secrets)
+
+
+@contextlib.asynccontextmanager
+async def _listening(gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
+    """Answer on a socket while the block runs. Raises what ended the server before it listened."""
     collections = gc.get_threshold()
-    url = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
-    gateway.base_url = url
     server = _Server(uvicorn.Config(GatewayApp(gateway, admin_and_viewer(gateway)), **_uvicorn_options()))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     sweeping = asyncio.create_task(_sweep(gateway))
-    if on_signal is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    tasks = [serving, sweeping]
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)  # uvicorn tells it by an attribute alone
-        gc.collect()
-        gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
-        # A call makes hundreds of containers and hardly a cycle: looking for those rarely saves a tenth of its time.
-        gc.set_threshold(_GC_EVERY, *collections[1:])
-        yield Running(gateway=gateway, url=url, secrets=gateway.secrets)
+        if serving.done():
+            serving.result()
+            raise RuntimeError("the HTTP server ended before it listened")
+        tasks.append(asyncio.create_task(_settle_in(gateway)))
+        yield
     finally:
         server.should_exit = True
         sweeping.cancel()
-        await asyncio.gather(serving, sweeping, return_exceptions=True)
-        for provider in gateway.providers.values():
-            await provider.close()
-        await gateway.store.close()
+        await _let_finish(gateway)
+        await asyncio.gather(*tasks, return_exceptions=True)
         gc.set_threshold(*collections)
         gc.unfreeze()
+
+
+async def _settle_in(gateway: Gateway) -> None:
+    """Do what a start can leave for later: read the table of prices, which the first request would wait for."""
+    try:
+        await asyncio.to_thread(gateway.prices.load)
+    except Exception:  # noqa: BLE001 - the first request that needs a price tries again, and says so
+        _log.exception("the table of prices cannot be read")
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+    # A call makes hundreds of containers and hardly a cycle: looking for those rarely saves a tenth of its time.
+    gc.set_threshold(_GC_EVERY, *gc.get_threshold()[1:])
+
+
+async def _let_finish(gateway: Gateway) -> None:
+    """Give the calls in flight some time to end by themselves, and then end them with an answer that says why."""
+    for _ in range(int(_GRACE_S / _LOOK_EVERY_S)):
+        if not gateway.in_flight:
+            return
+        await asyncio.sleep(_LOOK_EVERY_S)
+    stopping = CutOff(Code.GATEWAY_STOPPING, "The gateway is stopping.", scope=None, status=503)
+    gateway.cut(stopping, lambda _: True)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -176,7 +208,8 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_options() -> dict[str, Any]:
     return {
-        "http": "httptools",
+        "http": OneWriteProtocol,
+        "ws": "none",
         "lifespan": "off",
         "log_config": None,
         "access_log": False,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,8 +78,16 @@ class Settings:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "client_timeout_s", "hold_ttl_s"):
-            if not getattr(self, name) > 0:
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+        for name in ("drain_timeout_s", "rotation_grace_s"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise SettingsError(f"{name} must be at least 0 seconds, not {getattr(self, name)}")
+        if self.hold_ttl_s <= self.first_byte_timeout_s:
+            raise SettingsError(
+                f"hold_ttl_s ({self.hold_ttl_s}) must be longer than a call may take: more than "
+                f"first_byte_timeout_s ({self.first_byte_timeout_s})"
+            )
         if not self.allowed_hosts and not host_allowed(f"[{self.host}]" if ":" in self.host else self.host, ()):
             raise SettingsError(
                 f"host {self.host} is reached from other machines: list the names they use in `allowed_hosts` "

@@ -30,10 +30,11 @@ __all__ = ["CutOff", "Gateway", "InFlight"]
 
 
 class CutOff(Exception):  # noqa: N818 - an event, not a fault
-    """A call in flight was cut: its run was stopped, or its key blocked or revoked."""
+    """A call in flight was cut: its run was stopped, its key blocked or revoked, or the gateway is stopping."""
 
-    def __init__(self, code: Code, message: str, *, scope: str = "key") -> None:
+    def __init__(self, code: Code, message: str, *, scope: str | None = "key", status: int = 403) -> None:
         self.code = code
+        self.status = status
         self.message = message
         self.scope = scope
         super().__init__(message)

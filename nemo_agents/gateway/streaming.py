@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import start_stream, stream_error
+from nemo_agents.gateway.departure import Departure
 from nemo_agents.gateway.exchange import Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered
 from nemo_agents.gateway.ports import ProviderResponse, UpstreamError
@@ -20,23 +20,22 @@ from nemo_agents.policy.sse import SseEvent, SseSplitter, SseTooLarge
 from nemo_agents.policy.stream import StreamTally
 from nemo_agents.policy.usage import usage_from_openai
 
-__all__ = ["Receive", "relay_stream"]
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+__all__ = ["relay_stream"]
 
 
-async def relay_stream(x: Exchange, receive: Receive, response: ProviderResponse) -> Answered:
+async def relay_stream(x: Exchange, client: Departure, response: ProviderResponse) -> Answered:
     """Pass a stream on to the client, and return what it said.
 
     When the client leaves, the provider is read on for `drain_timeout_s`, because only the end of a stream tells what
-    it cost. A slow client holds the provider back: nothing is buffered beyond a chunk.
+    it cost. A slow client holds the provider back: nothing is buffered beyond a chunk. One that reads nothing for
+    `client_timeout_s` counts as gone.
     """
     options = x.body.get("stream_options") or {}
     tally = StreamTally(hide_usage=options.get("include_usage") is not True)
-    watcher = asyncio.create_task(_client_gone(receive))
-    out = _Outlet(x, watcher)
+    out = _Outlet(x, client)
     failure: Refusal | None = None
     x.started = x.streaming = True
+    client.watch()
     try:
         await start_stream(x.send, x.common_headers())
         await _pump(response, tally, out)
@@ -44,44 +43,18 @@ async def relay_stream(x: Exchange, receive: Receive, response: ProviderResponse
         failure = _broken(str(error))
     except TimeoutError:
         failure = _broken("the client left, and the provider did not finish in time")
-    finally:
-        gone = out.gone
-        watcher.cancel()
-    if not gone:
-        await out.write(stream_error(failure, x.request_id) if failure is not None else b"", last=True)
+    gone = client.gone
+    await out.write(stream_error(failure, x.request_id) if failure is not None else b"", last=True)
     return _outcome(tally, failure, out.ttft_us, gone=gone)
 
 
 class _Outlet:
     """Where the events go, for as long as the client is there."""
 
-    def __init__(self, x: Exchange, watcher: asyncio.Task[None]) -> None:
+    def __init__(self, x: Exchange, client: Departure) -> None:
         self._x = x
-        self._watcher = watcher
-        self._stalled = False
+        self.client = client
         self.ttft_us: int | None = None
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody reads: the client left, or has not read for `client_timeout_s`."""
-        return self._stalled or self._watcher.done()
-
-    @contextmanager
-    def bounding(self, deadline: asyncio.Timeout) -> Iterator[None]:
-        """While the block runs, a client that leaves sets the deadline, also when the provider says nothing more."""
-        inside = True
-
-        def client_left(_: asyncio.Task[None]) -> None:
-            if inside:
-                drain_s = self._x.gateway.settings.drain_timeout_s
-                deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
-
-        self._watcher.add_done_callback(client_left)
-        try:
-            yield
-        finally:
-            inside = False
-            self._watcher.remove_done_callback(client_left)
 
     def mark_first(self) -> None:
         if self.ttft_us is None:
@@ -89,31 +62,24 @@ class _Outlet:
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Send events on. A client that reads nothing for too long counts as gone: it must not hold anything back."""
-        if (not data and not last) or self.gone:
+        if (not data and not last) or self.client.gone:
             return
         try:
             async with asyncio.timeout(self._x.gateway.settings.client_timeout_s):
                 await self._x.send({"type": "http.response.body", "body": data, "more_body": not last})
         except TimeoutError:
-            self._stalled = True
-            self._watcher.cancel()  # its end starts the time that the provider is read on
+            self.client.leave()
 
 
 async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) -> None:
     splitter = SseSplitter()
-    async with asyncio.timeout(None) as deadline:
-        with out.bounding(deadline):
-            async for chunk in response.chunks:
-                data = _visible(splitter.feed(chunk), tally)
-                if tally.visible:
-                    out.mark_first()
-                await out.write(data)
+    async with out.client.patience():
+        async for chunk in response.chunks:
+            data = _visible(splitter.feed(chunk), tally)
+            if tally.visible:
+                out.mark_first()
+            await out.write(data)
     await out.write(_visible(splitter.end(), tally))
-
-
-async def _client_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _visible(events: Iterable[SseEvent], tally: StreamTally) -> bytes:

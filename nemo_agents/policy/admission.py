@@ -15,6 +15,7 @@ from nemo_agents.errors import Code
 from nemo_agents.money import format_nanos
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused
+from nemo_agents.policy.pricing import PROVIDER_TOOL_FIELDS
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = [
@@ -104,23 +105,37 @@ def _check_chat(body: Mapping[str, Any]) -> Refusal | None:
 
 
 def check_tools(body: Mapping[str, Any], grant: Grant) -> Refusal | None:
-    """Refuse tools that the role does not declare; a role without a tool list may offer any."""
+    """Refuse tools that the role does not declare, its provider's own among them; without a tool list any goes."""
     if grant.tools is None:
         return None
-    declared = [tool.get("function") if isinstance(tool, dict) else None for tool in body.get("tools") or ()]
-    for function in (*declared, *(body.get("functions") or ())):  # `functions` is what `tools` were called before
+    for field in PROVIDER_TOOL_FIELDS:
+        if body.get(field) is not None:
+            return _tool_not_allowed(field, grant, param=field)
+    offered = [_function_of(tool) for tool in body.get("tools") or ()]
+    for function in (*offered, *(body.get("functions") or ())):  # `functions` is what `tools` were called before
         name = function.get("name") if isinstance(function, dict) else None
         if name not in grant.tools:
-            allowed = ", ".join(grant.tools) or "none"
-            return Refusal(
-                status=403,
-                code=Code.TOOL_NOT_ALLOWED,
-                message=f"Role {grant.role or grant.alias} may not offer the tool {name!r}; it declares: {allowed}.",
-                param="tools",
-                scope="role",
-                limit="tools",
-            )
+            return _tool_not_allowed(name, grant, param="tools")
     return None
+
+
+def _function_of(tool: object) -> object:
+    """Return the function that a tool declares; a tool of another type is the provider's, whatever else it says."""
+    if isinstance(tool, dict) and tool.get("type", "function") == "function":
+        return tool.get("function")
+    return None
+
+
+def _tool_not_allowed(name: object, grant: Grant, *, param: str) -> Refusal:
+    declared = ", ".join(grant.tools or ()) or "none"
+    return Refusal(
+        status=403,
+        code=Code.TOOL_NOT_ALLOWED,
+        message=f"Role {grant.role or grant.alias} may not offer the tool {name!r}; it declares: {declared}.",
+        param=param,
+        scope="role",
+        limit="tools",
+    )
 
 
 def budget_refusal(refused: HoldRefused) -> Refusal:
@@ -168,7 +183,8 @@ def budget_refusal(refused: HoldRefused) -> Refusal:
 def run_refusal(refused: RunRefused) -> Refusal:
     """Say why the run takes no further call."""
     if refused.why == "max_calls":
-        message, limit = f"This run has used all of its {refused.max_calls} calls.", "max_calls"
+        calls = "its one call" if refused.max_calls == 1 else f"all of its {refused.max_calls} calls"
+        message, limit = f"This run has used {calls}. Start a new run to go on.", "max_calls"
     else:
         message, limit = "This run was stopped. Start a new run to go on.", "stopped"
     return Refusal(status=403, code=Code.RUN_STOPPED, message=message, scope="run", limit=limit)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import RunCaps
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["REQUEST_ID_PREFIX", "RunRef", "own_run", "run_of"]
+__all__ = ["REQUEST_ID_PREFIX", "RunRef", "is_run_id", "own_run", "run_of"]
 
 # A call without grouping is a run of its own, under its request id: no client may take such a name beforehand.
 REQUEST_ID_PREFIX: Final = "req_"
@@ -28,7 +29,7 @@ REQUEST_ID_PREFIX: Final = "req_"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_CAPS = RunCaps()
 _MAX_CALLS = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -44,15 +45,22 @@ class RunRef:
     caps: RunCaps = _NO_CAPS
 
 
+def is_run_id(text: str) -> bool:
+    """Say whether a text can be a run id: it goes into headers, addresses and command lines as it is."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
 def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refusal:
-    """Read the grouping of a call. Headers have lower-case names; an invalid one is refused with 400, not ignored."""
-    run_id = _first_run_id(headers, body)
-    if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
+    """Read the grouping of a call. Headers have lower-case names; an invalid one of ours is refused, not ignored."""
+    run_id, name = headers.get(h.RUN_ID) or None, None
+    if run_id is None:
+        run_id, name = _foreign_run(headers, body)
+    elif not is_run_id(run_id):
         return _bad(
             h.RUN_ID, "a run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -, starting with a letter or digit"
         )
-    if run_id is not None and run_id.startswith(REQUEST_ID_PREFIX):
-        return _bad(h.RUN_ID, f"ids beginning with {REQUEST_ID_PREFIX} are the gateway's own; choose another")
+    elif _is_taken(run_id):
+        return _bad(h.RUN_ID, f"`last` and ids beginning with {REQUEST_ID_PREFIX} have a meaning of their own")
     labels: dict[str, str] = {}
     for header in (h.RUN_NAME, h.STEP, h.PARENT_STEP):
         if header in headers:
@@ -68,7 +76,7 @@ def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refu
         return _bad(h.RUN_ID, "a step or a run's caps need a run id; send x-nemo-run-id as well")
     return RunRef(
         run_id=run_id,
-        name=labels.get(h.RUN_NAME),
+        name=labels.get(h.RUN_NAME, name),
         step=labels.get(h.STEP),
         parent_step=labels.get(h.PARENT_STEP),
         caps=caps,
@@ -82,8 +90,25 @@ def own_run(run: RunRef, grant: Grant) -> RunRef:
     return replace(run, run_id=f"{grant.grant_id}.{run.run_id}")
 
 
-def _first_run_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
-    for header in (h.RUN_ID, *h.RUN_ALIASES):
+def _is_taken(run_id: str) -> bool:
+    return run_id == "last" or run_id.startswith(REQUEST_ID_PREFIX)
+
+
+def _foreign_run(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the run that another product's grouping names, and a name for it where its id cannot serve as one.
+
+    Such an id may be any text, a conversation's title for one. Nobody is refused for that: the run gets an id that
+    follows from the text, and the text as its name.
+    """
+    text = _foreign_id(headers, body)
+    if text is None or (is_run_id(text) and not _is_taken(text)):
+        return text, None
+    name = "".join(c for c in text[:200] if c.isprintable()).strip()
+    return f"s-{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}", name or None
+
+
+def _foreign_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+    for header in h.RUN_ALIASES:
         if headers.get(header):
             return headers[header]
     for header, value in headers.items():

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["Grant", "KeySecret", "compose_key", "mask_key", "parse_public_id", "usable"]
+__all__ = ["Grant", "KeySecret", "compose_key", "hide_keys", "mask_key", "mint", "parse_public_id", "usable"]
 
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BASE62_PAIRS = tuple(high + low for high in _BASE62 for low in _BASE62)
 _KEY = re.compile(r"sk-nemo-([a-z2-7]{10})-([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
+# A key of any issuer: a provider's message may repeat the provider's key.
+_KEY_LIKE = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{8,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,15 @@ def compose_key(public_id: str, secret: str) -> str:
     return key
 
 
+def mint(choose: Callable[[str], str]) -> tuple[str, str]:
+    """Return a new key: its public id and its full text.
+
+    `choose` picks one character of an alphabet, at random and unpredictably.
+    """
+    public_id = "".join(choose(_BASE32) for _ in range(10))
+    return public_id, compose_key(public_id, "".join(choose(_BASE62) for _ in range(32)))
+
+
 def parse_public_id(key: str) -> str | None:
     """Return the public id of a well-formed key; None when the text cannot be one of ours."""
     match = _KEY.fullmatch(key)
@@ -86,13 +99,21 @@ def mask_key(key: str) -> str:
     return f"sk-nemo-{match[1]}-…{key[-4:]}" if match else "sk-…"
 
 
+def hide_keys(text: str) -> str:
+    """Return a text in which everything that looks like a key, ours or a provider's, is masked."""
+    return _KEY_LIKE.sub(lambda match: mask_key(match[0]), text)
+
+
 def usable(grant: Grant, secret: KeySecret, *, now_us: int) -> Refusal | None:
     """Say why this secret of this grant may not be used now, or None when it may."""
     if grant.revoked_us is not None or (secret.revoked_us is not None and secret.revoked_us <= now_us):
         return _no(Code.KEY_REVOKED, grant, "was revoked. Ask for a new one: `nemo-agents provision`.")
-    for expires_us in (grant.expires_us, secret.expires_us):
-        if expires_us is not None and expires_us <= now_us:
-            return _no(Code.KEY_EXPIRED, grant, "has expired. Issue a successor: `nemo-agents rotate`.")
+    over = secret.expires_us is not None and secret.expires_us <= now_us
+    if over and any(other.created_us > secret.created_us for other in grant.secrets):
+        what = "was replaced by a rotation. Use the new secret: `nemo-agents keys export` prints it."
+        return _no(Code.KEY_EXPIRED, grant, what)
+    if over or (grant.expires_us is not None and grant.expires_us <= now_us):
+        return _no(Code.KEY_EXPIRED, grant, "has expired. Issue a successor: `nemo-agents rotate`.")
     if grant.blocked:
         return _no(Code.KEY_BLOCKED, grant, "is blocked. Lift it with `nemo-agents unblock`.")
     return None

@@ -132,10 +132,6 @@ class RateWindow:
         entry.weight += difference
         self._used += difference
 
-    def refund(self, entry: Entry, weight: int) -> None:
-        """Give back `weight` of a charge."""
-        self.settle(entry, -weight)
-
     def used(self, now_us: int) -> int:
         """Return what is charged in the last 60 seconds; after settling upwards it may exceed the limit."""
         self._advance(now_us)

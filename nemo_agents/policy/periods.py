@@ -14,14 +14,18 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["DURATION_OF", "Period", "period_at", "period_name"]
+__all__ = ["DURATION_OF", "Period", "period_at", "period_name", "span_seconds"]
 
 DURATION_OF: Final = MappingProxyType({"day": "1d", "week": "7d", "month": "1mo", "total": None})
 """The duration text (LiteLLM's `budget_duration`) of each period name of a declaration."""
 
-_NAME_OF: Final = {None: "total", "1d": "day", "7d": "week", "1mo": "month", "30d": "month"}
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_NAME_OF: Final = {duration: name for name, duration in DURATION_OF.items()} | {
+    "24h": "day",
+    "168h": "week",
+    "30d": "month",
+}
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -38,8 +42,8 @@ class Period:
 def period_at(duration: str | None, now_us: int, *, tz: tzinfo = UTC) -> Period:
     """Return the period that contains `now_us` (microseconds since the epoch).
 
-    `duration` is LiteLLM's text: `1d` gives `2026-11-24`, `7d` gives `2026-W48`, `1mo` and `30d` give
-    `2026-11`; None never ends and is `total`. Any other `<n>s`, `<n>m`, `<n>h` or `<n>d` is aligned to the
+    `duration` is LiteLLM's text: `1d` and `24h` give `2026-11-24`, `7d` and `168h` give `2026-W48`, `1mo` and
+    `30d` give `2026-11`; None never ends and is `total`. Any other `<n>s`, `<n>m`, `<n>h` or `<n>d` is aligned to the
     epoch, whatever `tz`. Raises ValueError for other texts.
     """
     name = period_name(duration)
@@ -65,9 +69,15 @@ def period_name(duration: str | None) -> str:
     name = _NAME_OF.get(duration)
     if name is not None:
         return name
-    if not isinstance(duration, str) or _DURATION.fullmatch(duration) is None:
+    if not isinstance(duration, str) or duration.endswith("w") or span_seconds(duration) is None:
         raise ValueError(f"not a budget duration: {duration!r}. Use 1d, 7d, 1mo, or a number followed by s, m, h or d.")
     return duration
+
+
+def span_seconds(text: str) -> int | None:
+    """Return the seconds of a time span such as `90s`, `30m`, `24h`, `7d` or `2w`; None for any other text."""
+    match = _SPAN.fullmatch(text)
+    return None if match is None else int(match[1]) * _SECONDS[match[2]]
 
 
 def _aligned(duration: str, now_us: int) -> Period:

@@ -6,6 +6,9 @@ an upper bound: no usage within its token bounds costs more. Amounts are rounded
 The bound on input tokens is the number of bytes: tokenizers that work on bytes or fall back to them (every
 current provider's) never make more tokens than UTF-8 bytes. A bound on characters would be wrong, a character
 can be four.
+
+`prompt`, `best_of` and the `input` of responses belong to endpoints that the gateway does not serve yet; they are
+bounded here all the same, so that no endpoint is added without them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from nemo_agents.policy.usage import Usage
 
 __all__ = [
     "OUTPUT_TOKENS_MAX",
+    "PROVIDER_TOOL_FIELDS",
     "ParamError",
     "Price",
     "PriceTier",
@@ -110,21 +114,28 @@ _NESTING_MAX: Final = 4
 _CLIENT_TOOLS: Final = frozenset({"function", "custom"})
 _PLAIN_TIERS: Final = frozenset({"auto", "default", "flex", "standard", "standard_only"})
 
+PROVIDER_TOOL_FIELDS: Final = (
+    "container",
+    "extra_body",  # some providers read further fields from it, tools among them
+    "mcp_servers",
+    "plugins",
+    "search_parameters",
+    "web_search_options",
+)
+"""Fields beside `tools` that give a model a tool of its provider's: web search, a shell, other servers.
+
+Being there is enough: an empty `web_search_options` switches web search on. Only `null` is as good as absent.
+"""
 # Fields that make a provider read, run, search or bill something the request does not contain.
 _BEYOND_TEXT: Final = (
     "audio",
     "cached_content",
-    "container",
     "conversation",
-    "extra_body",
-    "mcp_servers",
     "models",
-    "plugins",
     "prediction",
     "previous_response_id",
-    "search_parameters",
     "speed",
-    "web_search_options",
+    *PROVIDER_TOOL_FIELDS,
 )
 _BEYOND_TEXT_NAMES: Final = frozenset(_BEYOND_TEXT)
 
@@ -312,13 +323,13 @@ def content_boundable(body: Mapping[str, Any]) -> str | None:
     """
     if not _BEYOND_TEXT_NAMES.isdisjoint(body):
         for name in _BEYOND_TEXT:
-            if body.get(name):
+            if body.get(name) is not None:  # also an empty object: to some providers it is a switch
                 return name
     tier = body.get("service_tier")
     if tier is not None and not _is_one_of(tier, _PLAIN_TIERS):
         return "service_tier"
     modalities = body.get("modalities")
-    if modalities and modalities != ["text"]:
+    if modalities is not None and modalities != ["text"]:
         return "modalities"
     if isinstance(body.get("prompt"), (dict, Mapping)):  # a prompt that is stored at the provider
         return "prompt"
@@ -339,7 +350,7 @@ def _messages(body: Mapping[str, Any]) -> str | None:
     if isinstance(messages, list) and all(_plain(message) for message in messages):
         return None
     for where, message in _objects(messages, "messages"):
-        if message.get("audio"):  # an earlier spoken answer, by its id
+        if message.get("audio") is not None:  # an earlier spoken answer, by its id
             return f"{where}.audio"
         if _long_cache(message):
             return f"{where}.cache_control"

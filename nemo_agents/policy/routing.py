@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
@@ -34,14 +34,11 @@ class Deployment:
 class Target:
     """One place to send a request to, in the provider's own name for the model.
 
-    For the sandbox as stand-in `model` is `provider/model`, what it stands for. `deployment_id` is None for a
-    model that was named directly.
+    For the sandbox as stand-in `model` is `provider/model`, what it stands for.
     """
 
     provider: str
     model: str
-    deployment_id: str | None
-    reason: Literal["first", "fallback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +66,18 @@ def resolve(
     """
     deployments = groups.get(asked)
     if deployments is None:
-        wanted: list[tuple[str, str | None]] = [(asked, None)]
+        wanted = [asked]
     else:
-        ordered = sorted(deployments, key=lambda deployment: deployment.order)
-        wanted = [(deployment.model, deployment.deployment_id) for deployment in ordered]
+        wanted = [deployment.model for deployment in sorted(deployments, key=lambda deployment: deployment.order)]
     targets: list[Target] = []
     missing: list[str] = []
-    for model, deployment_id in wanted:
+    for model in wanted:
         place = _place(model, provider_of, available, stand_in, key_env_of)
         if isinstance(place, _Missing):
             missing.append(place.why)
         else:
             provider, name = place
-            targets.append(
-                Target(
-                    provider=provider,
-                    model=name,
-                    deployment_id=deployment_id,
-                    reason="fallback" if targets else "first",
-                )
-            )
+            targets.append(Target(provider=provider, model=name))
     return tuple(targets) or _not_found(asked, missing, group=deployments is not None)
 
 
@@ -141,8 +130,8 @@ def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str
     """Say whether a model or group may be asked for; an empty list allows every one, as LiteLLM's does.
 
     An entry is an exact name, the same model with or without its provider, or a beginning followed by `*`.
-    With `provider_of` a bare name is taken for the model of the provider that it is going to, so that it
-    matches `provider/*`, and does not match the same name at another provider.
+    With `provider_of` a bare name, asked for or in the list, means the model of the provider that it goes to: it
+    matches `provider/*`, and not the same name at another provider, which may be another model at another price.
     """
     if not allow_list:
         return True
@@ -153,7 +142,8 @@ def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str
     names = [asked]
     provider, slash, bare = asked.partition("/")
     if slash and provider and bare:
-        names.append(bare)
+        if provider_of is None or provider_of(bare) == provider:
+            names.append(bare)
     elif provider_of is not None and (known := provider_of(asked)) is not None:
         names.append(f"{known}/{asked}")
     return any(_matches(names, entry, strict=provider_of is not None) for entry in allow_list)
@@ -171,13 +161,11 @@ def _matches(names: Sequence[str], entry: str, *, strict: bool) -> bool:
     return not strict and bool(slash) and model == names[0] and "/" not in model
 
 
-def fallback_on(status: int | None, *, visible_output: bool = False) -> bool:
+def fallback_on(status: int | None) -> bool:
     """Say whether an attempt that ended so may be followed by one at the next target.
 
-    `status` is the provider's HTTP status, None when there was none: not connected, or timed out. Once the
-    client has seen any output, never. A 400, 401, 403 or 404 is about the request or its credentials, and
-    says the same thing everywhere or hides a mistake in the configuration.
+    `status` is the provider's HTTP status, None when there was none: not connected, or timed out. A 400, 401, 403
+    or 404 is about the request or its credentials, and says the same thing everywhere or hides a mistake in the
+    configuration. Nobody asks once the client has seen any output.
     """
-    if visible_output:
-        return False
     return status is None or status in _NEXT_MAY_SUCCEED or status >= 500

@@ -5,9 +5,43 @@ Wire format: OpenAI Chat Completions chunks (`choices[].delta`), usage in a last
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 __all__ = ["StreamTally", "answer_of"]
+
+
+_TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
+_TOOL_CALLS_MAX: Final = 512
+
+
+@dataclass(slots=True)
+class _ToolCall:
+    """One tool call so far. Pieces of text stay apart until the end: joining each to the last is quadratic."""
+
+    id: str | None = None
+    name: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def whole(self) -> dict[str, Any]:
+        function = {"name": "".join(self.name), "arguments": "".join(self.arguments)}
+        call = {"type": "function", "function": function}
+        return call if self.id is None else {"id": self.id, **call}
+
+
+@dataclass(slots=True)
+class _Message:
+    """One answer so far, in pieces."""
+
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    tool_calls: list[_ToolCall] = field(default_factory=list)
+
+    def whole(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant"}
+        message |= {key: "".join(pieces) for key, pieces in self.texts.items()}
+        if self.tool_calls:
+            message["tool_calls"] = [call.whole() for call in self.tool_calls]
+        return message
 
 
 class StreamTally:
@@ -15,9 +49,8 @@ class StreamTally:
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
-        self._messages: dict[int, dict[str, Any]] = {}
+        self._messages: dict[int, _Message] = {}
         self.usage: object = None
-        self.model: str | None = None
         self.finish_reason: str | None = None
         self.error: str | None = None
         self.visible = False
@@ -29,8 +62,6 @@ class StreamTally:
         if chunk.get("error") is not None:
             self.error = _error_text(chunk["error"])
             return True
-        if isinstance(chunk.get("model"), str):
-            self.model = chunk["model"]
         choices = chunk.get("choices")
         usage = chunk.get("usage")
         if usage is not None:
@@ -44,39 +75,44 @@ class StreamTally:
 
     def _see_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
-        message = self._messages.setdefault(index if isinstance(index, int) else 0, {"role": "assistant"})
+        if not isinstance(index, int):
+            index = 0
+        message = self._messages.get(index)
+        if message is None:
+            message = self._messages[index] = _Message()
         delta = choice.get("delta")
         if isinstance(delta, dict):
-            for key in ("content", "refusal", "reasoning", "reasoning_content"):
-                if isinstance(delta.get(key), str):
-                    message[key] = (message.get(key) or "") + delta[key]
-                    self.visible = self.visible or bool(delta[key])
+            for key in _TEXTS:
+                piece = delta.get(key)
+                if isinstance(piece, str):
+                    message.texts.setdefault(key, []).append(piece)
+                    self.visible = self.visible or bool(piece)
             for part in delta.get("tool_calls") or ():
                 if isinstance(part, dict):
                     self._see_tool_call(message, part)
         if isinstance(choice.get("finish_reason"), str):
             self.finish_reason = choice["finish_reason"]
 
-    def _see_tool_call(self, message: dict[str, Any], part: dict[str, Any]) -> None:
-        calls: list[dict[str, Any]] = message.setdefault("tool_calls", [])
+    def _see_tool_call(self, message: _Message, part: dict[str, Any]) -> None:
         index = part.get("index", 0)
-        if not isinstance(index, int) or not 0 <= index < 512:
+        if not isinstance(index, int) or not 0 <= index < _TOOL_CALLS_MAX:
             return
-        while len(calls) <= index:
-            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = calls[index], part.get("function")
+        while len(message.tool_calls) <= index:
+            message.tool_calls.append(_ToolCall())
+        call, function = message.tool_calls[index], part.get("function")
         if isinstance(part.get("id"), str):
-            call["id"] = part["id"]
+            call.id = part["id"]
         if isinstance(function, dict):
-            for key in ("name", "arguments"):
-                if isinstance(function.get(key), str):
-                    call["function"][key] += function[key]
+            if isinstance(function.get("name"), str):
+                call.name.append(function["name"])
+            if isinstance(function.get("arguments"), str):
+                call.arguments.append(function["arguments"])
         self.visible = True
 
     @property
     def answer(self) -> object:
         """The answer so far: one message, or a list of them when several were asked for; None without any."""
-        messages = [self._messages[index] for index in sorted(self._messages)]
+        messages = [self._messages[index].whole() for index in sorted(self._messages)]
         return messages[0] if len(messages) == 1 else (messages or None)
 
 

@@ -138,12 +138,20 @@ class FileKeyStore:
             return _Document()
         except OSError as error:
             raise self._failed("cannot be read", error) from error
-        with os.fdopen(handle, "rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
+        try:
+            mode = os.fstat(handle).st_mode
+            if not stat.S_ISREG(mode):
+                raise KeyStoreError(f"the key store {self.path} is not a file. Move it away, or name another --home.")
+            if mode & 0o077:
                 raise KeyStoreError(
                     f"{self.path} holds keys and others may read it. Make it yours: chmod 600 {self.path}"
                 )
-            text = file.read()
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                text = file.read()
+        except OSError as error:
+            raise self._failed("cannot be read", error) from error
+        finally:
+            os.close(handle)
         return self._decoded(text)
 
     def _decoded(self, text: bytes) -> _Document:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import msgspec
@@ -11,6 +10,7 @@ from nemo_agents.admin import keys
 from nemo_agents.admin.calls import Flow, ask
 from nemo_agents.admin.wire import KeyRow
 from nemo_agents.errors import AdminError, ProvisionError
+from nemo_agents.policy.periods import span_seconds
 from nemo_agents.provision.apply import DEFAULT_GRACE, finish_rotation, forgiving
 from nemo_agents.provision.mint import Mint, mint_key
 from nemo_agents.provision.plan import Plan, plan, plan_destroy
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 NO_GRACE = "0s"
-_GRACE = re.compile(r"\d+[smhd]")
 
 
 def prepare(desired: FleetDeclaration, gateway_url: str, store: KeyStore) -> Flow[Plan]:
@@ -68,7 +67,7 @@ def rotate(
     Killed half way, it is finished by the next rotate or apply, with the same successor. Raises
     ProvisionError for a grace that is no duration, or a role without a managed key.
     """
-    if _GRACE.fullmatch(grace) is None:
+    if grace != NO_GRACE and span_seconds(grace) is None:
         raise ProvisionError(f"{grace!r} is not a duration. Write a number and s, m, h or d: 24h.")
     row = yield from _managed(fleet, role)
     entry = store.get(gateway_url, fleet, role)
@@ -134,8 +133,13 @@ def adopt(fleet: str, role: str, key: str) -> Flow[KeyRow]:
 
 
 def forget(gateway_url: str, fleet: str, role: str, store: KeyStore) -> Flow[KeyRow | None]:
-    """Drop ownership of a role's key without revoking it, here and on the gateway; it goes on working."""
+    """Drop ownership of a role's key without revoking it, here and on the gateway; it goes on working.
+
+    Raises ProvisionError when neither the gateway nor the key store has a key of this fleet and role.
+    """
     row = yield from _by_alias(key_alias(fleet, role))
+    if row is None and store.get(gateway_url, fleet, role) is None:
+        raise _no_key(fleet, role)
     if row is not None and is_managed(row.metadata):
         nemo = {**nemo_metadata(row.metadata), "managed": False}
         yield from ask(keys.update(row.token, {"metadata": {**row.metadata, MARK: nemo}}))
@@ -165,10 +169,14 @@ def _by_alias(alias: str) -> Flow[KeyRow | None]:
 def _existing(fleet: str, role: str) -> Flow[KeyRow]:
     row = yield from _by_alias(key_alias(fleet, role))
     if row is None:
-        raise ProvisionError(
-            f"the gateway has no key {key_alias(fleet, role)}. `nemo-agents status` lists the fleets and roles."
-        )
+        raise _no_key(fleet, role)
     return row
+
+
+def _no_key(fleet: str, role: str) -> ProvisionError:
+    return ProvisionError(
+        f"the gateway has no key of role {role} in a fleet {fleet}. `nemo-agents status` lists the fleets and roles."
+    )
 
 
 def _managed(fleet: str, role: str) -> Flow[KeyRow]:

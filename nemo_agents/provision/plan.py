@@ -109,8 +109,8 @@ class Plan:
         return (*declared, *(conflict.role for conflict in self.conflicts))
 
     def count(self, action: Action) -> int:
-        """Return how many roles this happens to."""
-        return sum(change.kind == "role" and change.action == action for change in self.changes)
+        """Return how many things this happens to: the fleet, its model groups and its roles alike."""
+        return sum(change.action == action for change in self.changes)
 
 
 def plan(desired: FleetDeclaration, live: Snapshot, stored: Sequence[StoredKey]) -> Plan:

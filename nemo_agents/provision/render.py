@@ -12,14 +12,15 @@ from nemo_agents.provision.plan import SYMBOLS, Action, Change, Plan
 from nemo_agents.provision.specs import FleetSpec, GroupSpec, KeySpec, Spec
 from nemo_agents.roles import Exposure
 
-__all__ = ["line_of", "plan_from_json", "plan_to_json", "plan_to_text", "summary"]
+__all__ = ["done", "line_of", "plan_from_json", "plan_to_json", "plan_to_text", "summary"]
 
 _FORMAT = 1
-_VERBS: tuple[tuple[Action, str], ...] = (
-    ("create", "create"),
-    ("update", "update"),
-    ("rotate", "rotate"),
-    ("revoke", "revoke"),
+# What is counted, as the plan says it and as the account of it says it.
+_VERBS: tuple[tuple[Action, str, str], ...] = (
+    ("create", "to create", "created"),
+    ("update", "to update", "updated"),
+    ("rotate", "to rotate", "rotated"),
+    ("revoke", "to revoke", "revoked"),
 )
 _WHAT = {"fleet": "fleet", "models": "model group", "role": ""}
 
@@ -54,18 +55,20 @@ def line_of(change: Change, width: int) -> list[str]:
 
 
 def summary(plan: Plan) -> str:
-    """Return the last line, such as `5 to create. Worst case per day: $135 by roles, $170 by fleet`."""
-    counts = [f"{plan.count(action)} to {verb}" for action, verb in _VERBS if plan.count(action)]
+    """Return the last line, such as `7 to create. Worst case per day: $135 by roles, $170 by fleet`.
+
+    It counts the lines above it: the fleet, its model groups and its roles alike.
+    """
+    counts = [f"{plan.count(action)} {verb}" for action, verb, _ in _VERBS if plan.count(action)]
     if plan.conflicts:
         counts.append(f"{len(plan.conflicts)} in conflict")
-    if counts:
-        lead = ", ".join(counts) + "."
-    elif plan.is_empty:
-        lead = "Nothing to change."
-    else:
-        changed = [_WHAT[item.kind] for item in plan.changes if item.action != "keep"]
-        lead = f"No key to change, but: {', '.join(dict.fromkeys(changed))}."
+    lead = f"{', '.join(counts)}." if counts else "Nothing to change."
     return " ".join([lead, *_worst_case(plan.exposure)])
+
+
+def done(plan: Plan) -> str:
+    """Return what a plan has come to once it is performed, counted as in its summary: `7 created`."""
+    return ", ".join(f"{plan.count(action)} {verb}" for action, _, verb in _VERBS if plan.count(action))
 
 
 def plan_to_json(plan: Plan) -> str:

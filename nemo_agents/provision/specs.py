@@ -17,10 +17,10 @@ import msgspec
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.errors import ProvisionError
 from nemo_agents.money import format_nanos, nanos_from_wire, nanos_to_wire
+from nemo_agents.policy.periods import DURATION_OF
 from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup, format_count
 
 __all__ = [
-    "DURATIONS",
     "FleetSpec",
     "GroupSpec",
     "KeySpec",
@@ -39,8 +39,7 @@ __all__ = [
 ]
 
 MARK: Final = "nemo"
-DURATIONS: Final[Mapping[str, str | None]] = {"day": "1d", "week": "7d", "month": "1mo", "total": None}
-_PERIODS = {duration: period for period, duration in DURATIONS.items()}
+_PERIODS: Final = {duration: period for period, duration in DURATION_OF.items()}
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fleet"):
@@ -254,7 +253,7 @@ def _declared_budget(budget: Budget | None) -> dict[str, Any]:
     nanos = nanos_from_wire(nanos_to_wire(budget.amount_nanos))
     return {
         "budget_nanos": nanos,
-        "budget_duration": DURATIONS[budget.period],
+        "budget_duration": DURATION_OF[budget.period],
         "alert_at": budget.alert_at,
     }
 

@@ -6,7 +6,6 @@ in its third.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime
@@ -30,7 +29,7 @@ from nemo_agents.errors import (
     error_from_response,
 )
 from nemo_agents.money import parse_dollars
-from nemo_agents.policy.keys import mask_key
+from nemo_agents.policy.keys import hide_keys
 
 __all__ = [
     "Response",
@@ -39,6 +38,7 @@ __all__ = [
     "error_of",
     "error_of_event",
     "error_of_exception",
+    "is_plain_exit",
     "stop_of",
     "stopped_by",
 ]
@@ -62,7 +62,6 @@ _STATUS_IN_STREAM: Final[Mapping[str, int]] = {
     Code.AUDIT_UNAVAILABLE: 503,
     Code.UPSTREAM_TIMEOUT: 504,
 }
-_KEY_IN_TEXT = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
 
 
 class Response(Protocol):
@@ -149,13 +148,25 @@ def cost_of(headers: Mapping[str, str]) -> int | None:
         return None
 
 
+def is_plain_exit(exc: BaseException) -> bool:
+    """Say whether an exception is a program's way to end well: `sys.exit()` or `sys.exit(0)`."""
+    return isinstance(exc, SystemExit) and exc.code in (None, 0)
+
+
 def describe(exc: BaseException) -> str:
     """Return one line about an exception that may be stored: cut, and without anything that looks like a key."""
-    return _shown(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+    match exc:
+        case SystemExit(code=int(code)):
+            said = f"the program ended itself with exit code {code}"
+        case KeyboardInterrupt() if not str(exc):
+            said = "the program was interrupted"
+        case _:
+            said = str(exc)
+    return _shown(f"{type(exc).__name__}: {said}" if said else type(exc).__name__)
 
 
 def _shown(text: str) -> str:
-    line = " ".join(_KEY_IN_TEXT.sub(lambda match: mask_key(match[0]), text).split())
+    line = " ".join(hide_keys(text).split())
     return line if len(line) <= ERROR_LENGTH_MAX else line[: ERROR_LENGTH_MAX - 1] + "…"
 
 

@@ -22,10 +22,11 @@ except ModuleNotFoundError as exc:
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import GatewayError, GatewayUnreachable
+from nemo_agents.policy.hosts import is_loopback_url
 from nemo_agents.secret import Secret
 from nemo_agents.trace import answers, propagate
 from nemo_agents.trace.context import Answer, Place, here
-from nemo_agents.trace.network import bare_tls, is_loopback, is_plain
+from nemo_agents.trace.network import bare_tls, is_plain
 
 __all__ = [
     "AsyncGatewayOpenAI",
@@ -128,13 +129,13 @@ class _Stream(openai.Stream[_T]):
     def __next__(self) -> _T:
         try:
             return super().__next__()
-        except openai.APIError as exc:
+        except Exception as exc:  # noqa: BLE001 - the HTTP library's errors are known by shape alone
             _raise_from_stream(exc, self.response)
 
     def __iter__(self) -> Iterator[_T]:
         try:
             yield from super().__iter__()
-        except openai.APIError as exc:
+        except Exception as exc:  # noqa: BLE001 - the HTTP library's errors are known by shape alone
             _raise_from_stream(exc, self.response)
 
 
@@ -144,14 +145,14 @@ class _AsyncStream(openai.AsyncStream[_T]):
     async def __anext__(self) -> _T:
         try:
             return await super().__anext__()
-        except openai.APIError as exc:
+        except Exception as exc:  # noqa: BLE001 - the HTTP library's errors are known by shape alone
             _raise_from_stream(exc, self.response)
 
     async def __aiter__(self) -> AsyncIterator[_T]:
         try:
             async for item in super().__aiter__():
                 yield item
-        except openai.APIError as exc:
+        except Exception as exc:  # noqa: BLE001 - the HTTP library's errors are known by shape alone
             _raise_from_stream(exc, self.response)
 
 
@@ -167,8 +168,8 @@ def _check_open(client: openai.OpenAI | openai.AsyncOpenAI) -> None:
         raise RuntimeError(_CLOSED)
 
 
-def _raise_from_stream(exc: openai.APIError, response: Any) -> NoReturn:
-    if isinstance(exc, openai.APIConnectionError):
+def _raise_from_stream(exc: Exception, response: Any) -> NoReturn:
+    if isinstance(exc, openai.APIConnectionError) or _is_of_the_connection(exc, response):
         raise GatewayUnreachable(
             f"the connection to the gateway broke in the middle of an answer: {exc.__cause__ or exc}"
         ) from exc
@@ -178,6 +179,20 @@ def _raise_from_stream(exc: openai.APIError, response: Any) -> NoReturn:
     error = answers.error_of_event(body, response.headers)
     _note(response, error, in_stream=True)
     raise error from exc
+
+
+def _is_of_the_connection(exc: Exception, response: Any) -> bool:
+    """Whether the HTTP library itself says that an answer broke off; openai 2 lets that through.
+
+    Both libraries name wrong use of a stream (read twice, read after its end) with a RuntimeError: no fault of the
+    connection.
+    """
+    library = _library_of(response)
+    return _library_of(exc) == library != "builtins" and not isinstance(exc, (openai.OpenAIError, RuntimeError))
+
+
+def _library_of(thing: object) -> str:
+    return type(thing).__module__.partition(".")[0]
 
 
 def _unreachable(url: str, exc: openai.APIConnectionError) -> GatewayUnreachable:
@@ -195,7 +210,8 @@ class Connections:
 
     def __init__(self, gateway_url: str, *, place: Place | None = None) -> None:
         self._hooks = _Hooks(gateway_url, place)
-        self._options: dict[str, Any] = {"trust_env": not is_loopback(gateway_url)}
+        # A proxy from the environment must not come between this machine and its own gateway.
+        self._options: dict[str, Any] = {"trust_env": not is_loopback_url(gateway_url)}
         if is_plain(gateway_url):
             self._options["verify"] = bare_tls()
         self._lock = threading.Lock()

@@ -1,22 +1,12 @@
-"""What connections to a gateway on this machine need, and what they must not have."""
+"""What connections to a gateway need of TLS."""
 
 from __future__ import annotations
 
 import functools
-import ipaddress
 import ssl
 from urllib.parse import urlsplit
 
-__all__ = ["bare_tls", "is_loopback", "is_plain"]
-
-
-def is_loopback(url: str) -> bool:
-    """Say whether an address is this machine's own; a proxy from the environment must not come between."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+__all__ = ["bare_tls", "is_plain"]
 
 
 def is_plain(url: str) -> bool:

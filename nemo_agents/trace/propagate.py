@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote
 
 from nemo_agents.admin import headers
 from nemo_agents.errors import DeclarationError
-from nemo_agents.money import NANOS_PER_DOLLAR
+from nemo_agents.money import dollars_text
+from nemo_agents.policy.grouping import is_run_id
 
 __all__ = [
     "OURS",
@@ -25,7 +26,6 @@ __all__ = [
     "call_headers",
     "check_run_id",
     "decode_text",
-    "dollars_text",
     "encode_text",
     "run_name",
     "step_name",
@@ -35,7 +35,6 @@ __all__ = [
 
 NAME_LENGTH_MAX: Final = 200
 STEP_LENGTH_MAX: Final = 190  # leaves room for `#2` in the gateway's 200
-RUN_ID_LENGTH_MAX: Final = 128
 
 # What a call says about its run; a hook removes these from a request before it writes them anew.
 OURS: Final = (
@@ -47,7 +46,6 @@ OURS: Final = (
     headers.RUN_MAX_CALLS,
 )
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
 _UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -99,12 +97,6 @@ def trace_id_of(run_id: str) -> str:
     return hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
 
-def dollars_text(nanos: int) -> str:
-    """Write nanos as an exact decimal of dollars: `0.5`, `12`, `0.000000001`."""
-    whole, rest = divmod(nanos, NANOS_PER_DOLLAR)
-    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
-
-
 def encode_text(text: str) -> str:
     """Write a name as a header value."""
     return quote(text, safe=_PRINTABLE)
@@ -149,13 +141,12 @@ def step_name(text: object) -> str:
 def check_run_id(text: object) -> str:
     """Return a run id that someone chose.
 
-    Raises DeclarationError unless it is 1 to 128 letters, digits and `._:@-`, starting with a letter or digit: it goes
-    into headers, addresses and command lines as it is.
+    Raises DeclarationError unless it is 1 to 128 letters, digits and `._:@-`, starting with a letter or digit.
     """
-    if isinstance(text, str) and len(text) <= RUN_ID_LENGTH_MAX and _RUN_ID.fullmatch(text):
+    if isinstance(text, str) and is_run_id(text):
         return text
     raise DeclarationError(
-        f"a run id is 1 to {RUN_ID_LENGTH_MAX} letters, digits and ._:@- and starts with a letter or digit",
+        "a run id is 1 to 128 letters, digits and ._:@- and starts with a letter or digit",
         field="run_id",
         value=text,
         remedy="Choose another, or leave it out to get a new one.",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar,
 from urllib.parse import quote
 
 from nemo_agents.admin.wire import RunReport, RunRow, StepReport, StoppedBy
-from nemo_agents.errors import DeclarationError
+from nemo_agents.errors import DeclarationError, GatewayError
 from nemo_agents.money import Money
 from nemo_agents.trace import answers, context, propagate
 from nemo_agents.trace.context import Answer, Place
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["AsyncReporter", "OnStop", "Reporter", "Rim", "Run", "Step", "current_run", "current_step"]
 
 REPORT_TIMEOUT_S: Final = 2.0
+_ENDS: Final[Mapping[str, State]] = {"ok": "ok", "recovered": "recovered", "failed": "failed", "stopped": "stopped"}
+_WITH_A_CAUSE: Final = frozenset({"failed", "stopped"})
 
 OnStop = Literal["return", "raise"]
-State = Literal["new", "running", "ok", "failed", "stopped"]
+State = Literal["new", "running", "ok", "recovered", "failed", "stopped"]
 Reporter = Callable[[str, RunReport], RunRow]
 AsyncReporter = Callable[[str, RunReport], Awaitable[RunRow]]
 
@@ -194,7 +196,7 @@ class Step:
         self._ended_us = self.run.rim.clock_us()
         if self._token is not None:
             context.leave(self._token)
-        if exc is None:
+        if exc is None or answers.is_plain_exit(exc):
             self.state = "ok"
             return
         self.state = "stopped" if answers.stop_of(exc) else "failed"
@@ -229,8 +231,14 @@ class Run:
 
     A run that meets a spent budget or its stop (BudgetExceeded, RunStopped) ends as `stopped` and the program goes
     on behind the block; `on_stop="raise"` lets the exception through. Every other exception goes through, and the
-    run has `failed`. When the code in the block deals with such a refusal itself, the run is `stopped` if nothing
-    it asked for afterwards succeeded, and `ok` otherwise; `stopped_by` tells about the refusal in both cases.
+    run has `failed`; but a program that leaves by `sys.exit()` or `sys.exit(0)` has not failed. When the code in the
+    block deals with such a refusal itself, the run is `stopped` if nothing it asked for afterwards succeeded, and
+    `ok` otherwise.
+
+    While the run goes on, `stopped_by` tells about the last such refusal. Behind the block, `state`, `stopped_by`,
+    `cost` and `calls` are what the gateway keeps: `recovered` is an `ok` with calls that had no answer, and only a
+    run that was stopped, or failed by an answer of the gateway, has a `stopped_by`. Where the gateway did not take
+    the report (`report_error`), they are what the run has seen itself.
     """
 
     def __init__(self, ref: RunRef, rim: Rim, *, on_stop: OnStop = "return") -> None:
@@ -360,7 +368,8 @@ class Run:
     def note(self, answer: Answer, *, step: str | None) -> None:
         """Take note of an answer to a call of this run."""
         self._tally.saw(answer, step=step)
-        self.stopped_by = self._tally.stopped_by
+        if self._ended_us is None:
+            self.stopped_by = self._tally.stopped_by
 
     def escaped(self, exc: BaseException, *, step: str) -> None:
         """Take note of an exception that left a step; the innermost step of it is the one that counts."""
@@ -422,21 +431,31 @@ class Run:
         if self._token is not None:
             context.leave(self._token)
         stop = None if exc is None else answers.stop_of(exc)
-        if exc is None:
+        if exc is None or (stop is None and answers.is_plain_exit(exc)):
             self.state = "stopped" if self._tally.stopped else "ok"
+            cause = None
         else:
             self.state = "failed" if stop is None else "stopped"
             self.error = None if stop else answers.describe(exc)
-            error = stop or answers.error_of_exception(exc)
-            step = self._escaped[1] if self._escaped is not None and self._escaped[0] is exc else None
-            told = None if error is None else answers.stopped_by(error, step=step)
-            seen = self.stopped_by
-            if told is not None and (seen is None or told.step or told.request_id != seen.request_id):
-                self.stopped_by = told  # else the hook saw the same refusal, and the step it came in
+            cause = self._cause(exc, stop or answers.error_of_exception(exc))
+        if cause is not None:
+            self.stopped_by = cause
+        elif not self._tally.stopped:
+            self.stopped_by = None  # the run went on after that refusal: it is no cause of this end
         self._escaped = None  # an exception holds frames, and those hold much
         if self.state == "stopped" and self.result is None:
             self.result = {step.label: step.result for step in self.steps if step.result is not None}
-        return stop is not None and self.on_stop == "return"
+        # A program that leaves because of a stop leaves: `raise SystemExit(1) from stop`.
+        return stop is not None and isinstance(exc, Exception) and self.on_stop == "return"
+
+    def _cause(self, exc: BaseException, error: GatewayError | None) -> StoppedBy | None:
+        """Return what the answer behind an exception says about the end, with the step that it was seen in."""
+        step = self._escaped[1] if self._escaped is not None and self._escaped[0] is exc else None
+        told = None if error is None else answers.stopped_by(error, step=step)
+        seen = self.stopped_by
+        if told is None or seen is None or told.step or told.request_id != seen.request_id:
+            return told
+        return seen  # the hook saw the same refusal, and the step it came in
 
     def _told(self) -> RunReport:
         return RunReport(
@@ -445,7 +464,7 @@ class Run:
             started_us=self._started_us,
             ended_us=self._ended_us,
             error=self.error,
-            stopped_by=None if self.state == "running" else self.stopped_by,
+            stopped_by=self.stopped_by if self.state in _WITH_A_CAUSE else None,
             budget_nanos=self.ref.budget_nanos,
             max_calls=self.ref.max_calls,
             steps=[step.report() for step in self.steps if step.state != "new"],
@@ -471,5 +490,8 @@ class Run:
 
     def _reported(self, row: RunRow, *, at_end: bool) -> None:
         self.report_error = None
-        if at_end:
-            self.row = row
+        if not at_end:
+            return
+        self.row = row
+        self.state = _ENDS.get(row.state, self.state)  # another process may have joined the run, and keep it running
+        self.stopped_by = (row.stopped_by or self.stopped_by) if self.state in _WITH_A_CAUSE else None

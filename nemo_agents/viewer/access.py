@@ -1,17 +1,15 @@
-"""Who may read: a host name of our own (against DNS rebinding), and a read token that becomes a cookie."""
+"""Who may read: who brings a read token, that becomes a cookie."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import re
-from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from nemo_agents.secret import Secret
 
-__all__ = ["COOKIE", "HEADERS", "AllowedHosts", "Gate", "host_is_ours", "without_token"]
+__all__ = ["COOKIE", "HEADERS", "Gate", "without_token"]
 
 COOKIE: Final = "nemo_viewer"
 TOKEN: Final = "token"  # noqa: S105 - the name of the query parameter
@@ -29,23 +27,6 @@ HEADERS: Final = {
     "cache-control": "no-store",
 }
 """On every answer; static files replace `cache-control`."""
-
-AllowedHosts = Callable[[str], bool] | Sequence[str]
-
-_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-
-
-def host_is_ours(header: str | None, allowed: AllowedHosts) -> bool:
-    """Whether a Host header names this machine or an allowed host, on any port.
-
-    `allowed` gets or lists host names in lower case without port.
-    """
-    match = _HOST.fullmatch(header.lower()) if header is not None else None
-    if match is None:
-        return False
-    name = match[1]
-    return name in _LOOPBACK or (allowed(name) if callable(allowed) else name in allowed)
 
 
 class Gate:

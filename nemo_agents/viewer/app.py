@@ -17,19 +17,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nemo_agents.admin import wire
+from nemo_agents.policy.hosts import AllowedHosts, host_allowed
 from nemo_agents.secret import Secret
 from nemo_agents.viewer.access import (
     COOKIE,
     COOKIE_SECONDS,
     HEADERS,
     TOKEN,
-    AllowedHosts,
     Gate,
-    host_is_ours,
     without_token,
 )
 from nemo_agents.viewer.assets import load_assets
@@ -38,14 +37,12 @@ from nemo_agents.viewer.reader import Reader, ReadFailed
 from nemo_agents.viewer.rendering import make_environment, query
 from nemo_agents.viewer.runview import Scale, arrange, contents_wanted
 
-__all__ = ["PATHS", "viewer_app", "viewer_routes"]
-
-PATHS: Final = ("/", "/runs", "/runs/{run_id}", "/roles", "/logs", "/static/{name}")
-"""The paths that the viewer answers; for whoever routes other paths beside it."""
+__all__ = ["viewer_app"]
 
 PAGE_ROWS: Final = 50
 MOST_PAGES: Final = 10  # of the reader's, that one page of ours looks through for a rare match
 MOST_ID: Final = 200
+MOST_DIGITS: Final = 12
 
 _Listed = TypeVar("_Listed", wire.RunPage, wire.LogPage)
 
@@ -59,9 +56,9 @@ def viewer_app(
 ) -> Starlette:
     """Make the viewer.
 
-    `token` is the read token that `?token=…` must bring once; `allowed_hosts` are host names (lower case, no
-    port) beside localhost under which the viewer may be reached, or a function that knows them; `now_us` is the
-    clock, in microseconds since the epoch. Raises ValueError for an empty token.
+    `token` is the read token that `?token=…` must bring until a cookie does; `allowed_hosts` are host names (lower
+    case, no port) beside localhost under which the viewer may be reached, or a function that knows them; `now_us` is
+    the clock, in microseconds since the epoch. Raises ValueError for an empty token.
     """
     pages = _Pages(reader, now_us)
     routes = [
@@ -85,11 +82,6 @@ def viewer_app(
     return app
 
 
-def viewer_routes(app: Starlette) -> list[BaseRoute]:
-    """Return routes that lead into the viewer, for an application that serves other paths beside it."""
-    return [Route(path, endpoint=app, methods=None) for path in PATHS]
-
-
 class _Guard:
     """In front of every page: our host name, reading methods only, and a reader with token or cookie."""
 
@@ -108,7 +100,7 @@ class _Guard:
 
     async def _refusal(self, request: Request) -> Response | None:
         hosts = request.headers.getlist("host")
-        if len(hosts) != 1 or not host_is_ours(hosts[0], self._allowed_hosts):
+        if len(hosts) != 1 or not host_allowed(hosts[0], self._allowed_hosts):
             return await self._pages.message(
                 request,
                 421,
@@ -220,9 +212,10 @@ class _Pages:
             where = f"{_base(request)}/runs/{self._templates.filters['path'](detail.run.run_id)}"
             return _answer(b"", status=303, headers={"location": where + query(**dict(request.query_params))})
         selected = request.query_params.get("call")
-        wanted = contents_wanted(detail, selected=selected)
+        start = _place(request.query_params.get("from"))
+        wanted = contents_wanted(detail, selected=selected, start=start)
         contents = await self._reader.get_contents(wanted) if wanted else {}
-        now_us = self._now_us()
+        now_us, scale = self._now_us(), _scale(request.query_params.get("scale"))
 
         def render() -> str:
             view = arrange(
@@ -230,10 +223,12 @@ class _Pages:
                 contents,
                 now_us=now_us,
                 selected=selected,
+                start=start,
                 full=request.query_params.get("full") == "1",
-                scale=_scale(request.query_params.get("scale")),
+                scale=scale,
             )
-            return self._render(request, "run.html", view=view, selected=selected, now_us=now_us)
+            values = {"view": view, "selected": selected, "start": start, "scale_asked": scale, "now_us": now_us}
+            return self._render(request, "run.html", **values)
 
         return _page(await run_in_threadpool(render))
 
@@ -350,6 +345,13 @@ def _matches(found: Filter, row: wire.CallRow) -> bool:
         and (found.code is None or row.code == found.code)
         and (found.since_us is None or row.started_us >= found.since_us)
     )
+
+
+def _place(text: str | None) -> int | None:
+    """Return the place of a call in its run that `from=…` names, from 1; anything else names none."""
+    if text is None or not text.isascii() or not text.isdigit():
+        return None
+    return int(text[:MOST_DIGITS])
 
 
 def _scale(text: str | None) -> Scale | None:

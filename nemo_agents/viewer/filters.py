@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
+from nemo_agents.policy.periods import span_seconds
+
 __all__ = ["CALL_FILTER", "RUN_FILTER", "Filter", "Language", "Parsed", "parse"]
 
 Kind = Literal["run", "single"]
@@ -56,8 +58,6 @@ CALL_FILTER: Final = Language(
 
 MAX_LENGTH: Final = 500
 _TERM = re.compile(r'([a-z]+):(?:"([^"]*)"|(\S+))(?=\s|$)|(\S+)')
-_SPAN = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def parse(text: str, *, language: Language, now_us: int) -> Parsed:
@@ -101,10 +101,10 @@ def _apply(found: Filter, key: str, value: str, language: Language, now_us: int)
                 return f"status: takes an HTTP status such as 429, not \u201c{value}\u201d."
             return replace(found, status=int(value))
         case "since":
-            span = _SPAN.fullmatch(value)
-            if span is None:
+            seconds = span_seconds(value)
+            if seconds is None:
                 return f"since: takes a time span such as 30m, 24h or 7d, not \u201c{value}\u201d."
-            return replace(found, since_us=now_us - int(span[1]) * _SECONDS[span[2]] * 1_000_000)
+            return replace(found, since_us=now_us - seconds * 1_000_000)
         case "is":
             wrong = _one_of(key, value, ("run", "single"))
             return wrong or replace(found, kind="run" if value == "run" else "single")

@@ -55,7 +55,6 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
     )
     environment.filters.update(
         age=text.age,
-        bare_id=_bare_id,
         cause=cause,
         clock=text.clock,
         cost=text.cost,
@@ -66,6 +65,7 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
         path=_path,
         percent=text.percent,
         plural=text.plural,
+        short_id=text.short_id,
         shorten=text.shorten,
         stamp=text.stamp,
         stamp_iso=text.stamp_iso,
@@ -94,12 +94,6 @@ def _path(segment: str) -> str:
 def _call_fragment(call: wire.CallRow) -> str:
     """Return the id of a call's element."""
     return "call-" + _path(call.request_id)
-
-
-def _bare_id(identifier: str) -> str:
-    """Return the first eight telling characters of an id: a prefix such as `run_` tells nothing."""
-    head, underscore, tail = identifier.partition("_")
-    return (tail if underscore and len(head) <= 4 and tail else identifier)[:8]
 
 
 def _share(part: int, whole: int) -> str:

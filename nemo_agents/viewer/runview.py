@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from nemo_agents.admin import wire
+from nemo_agents.viewer.callpages import CallPage, call_page
 from nemo_agents.viewer.content import Content, content_of
 from nemo_agents.viewer.timeline import (
     Axis,
@@ -25,6 +26,7 @@ from nemo_agents.viewer.verdict import PROBLEM_STATES, Verdict, why
 __all__ = ["CallView", "RunView", "Scale", "StepView", "arrange", "contents_wanted"]
 
 Scale = Literal["run", "step"]
+_Branch: TypeAlias = tuple[str | None, int, wire.StepRow | None, list[wire.CallRow]]  # label, depth, row, calls
 
 MOST_CONTENTS: Final = 40  # calls of a page that are shown with their texts; the others are a link away
 MOST_OPEN: Final = 8  # problems that are open from the start; with more, only the culprit is
@@ -33,6 +35,7 @@ MOST_CHARS_SELECTED: Final = 200_000
 PAGE_CHARS: Final = 1_000_000  # of all texts on a page
 MANY_CALLS: Final = 100  # from here on a bar on the run's axis is a sliver: steps get an axis of their own
 MOST_DEPTH: Final = 6
+MOST_STEPS: Final = 200  # with more, steps of other pages' calls are left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +53,13 @@ class CallView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
-    """A step with its calls. `row` is None for calls that name no step, or one that nobody reported."""
+    """A step with its calls. `row` is None for calls that name no step, or one that nobody reported.
 
+    `number` is its place among all steps. `calls` are those on this page, `elsewhere` counts the others, of which
+    the first is on the page that begins with `elsewhere_from`; cost and duration are over all.
+    """
+
+    number: int
     label: str | None
     depth: int
     row: wire.StepRow | None
@@ -59,15 +67,19 @@ class StepView:
     cost_nanos: int
     duration_us: int | None
     calls: tuple[CallView, ...]
+    elsewhere: int
+    elsewhere_from: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """All that the page of a run shows."""
+    """All that the page of a run shows. `steps` are those on this page, `step_anchor` the numbers of these."""
 
     run: wire.RunRow
     verdict: Verdict
+    page: CallPage
     steps: tuple[StepView, ...]
+    steps_in_all: int
     problems: int
     burn: Burn | None
     ticks: tuple[Tick, ...]
@@ -79,16 +91,21 @@ class RunView:
     step_anchor: Mapping[str, int]
 
 
-def contents_wanted(detail: wire.RunDetail, *, selected: str | None) -> list[str]:
+def contents_wanted(detail: wire.RunDetail, *, selected: str | None, start: int | None = None) -> list[str]:
     """Return the ids of the calls whose texts belong on the page: the selected one, problems, the rest in order.
+
+    `start` is the place of a call in the run, from 1: the page that has it is meant; by default the one that has the
+    selected call.
 
     The call before the selected one is among them, so that repeated messages can be told from new ones.
     """
     calls = detail.calls
+    shown = call_page(calls, asked=start, also=(selected,)).shown
     chosen = next((index for index, call in enumerate(calls) if call.request_id == selected), None)
     near = [] if chosen is None else [calls[chosen].request_id, *_before(calls, chosen)]
-    problems = [call.request_id for call in calls if call.state in PROBLEM_STATES]
-    wanted = dict.fromkeys([*near, *problems[:MOST_OPEN], *(call.request_id for call in calls)])
+    here = [call for call in calls if call.request_id in shown]
+    problems = [call.request_id for call in here if call.state in PROBLEM_STATES]
+    wanted = dict.fromkeys([*near, *problems[:MOST_OPEN], *(call.request_id for call in here)])
     return list(wanted)[:MOST_CONTENTS]
 
 
@@ -103,20 +120,23 @@ def arrange(
     *,
     now_us: int,
     selected: str | None = None,
+    start: int | None = None,
     full: bool = False,
     scale: Scale | None = None,
 ) -> RunView:
     """Arrange a run for its page.
 
-    `contents` holds the texts of the calls in `contents_wanted`; `full` shows the selected one uncut.
+    `contents` holds the texts of the calls in `contents_wanted`; `start` says which calls are shown, as there; `full`
+    shows the selected one uncut.
     """
     run = detail.run
     verdict = why(detail, now_us=now_us)
+    page = call_page(detail.calls, asked=start, also=(selected, verdict.culprit))
     axis = axis_of(run, detail.steps, detail.calls, now_us=now_us)
     chosen_scale: Scale = scale or ("step" if len(detail.calls) > MANY_CALLS else "run")
     problems = sum(call.state in PROBLEM_STATES for call in detail.calls)
-    wanted = frozenset(contents_wanted(detail, selected=selected))
-    texts = _texts(detail, contents, selected=selected, full=full)
+    wanted = contents_wanted(detail, selected=selected, start=start)
+    texts = _texts(detail, contents, wanted, selected=selected, full=full)
 
     def view(call: wire.CallRow, on: Axis) -> CallView:
         problem = call.state in PROBLEM_STATES
@@ -134,25 +154,36 @@ def arrange(
         )
 
     steps = []
-    for label, depth, row, calls in _tree(detail):
+    tree = _tree(detail)
+    kept = _steps_kept(tree, page)
+    for number, (label, depth, row, calls) in enumerate(tree, 1):
         own = _step_axis(row, calls, now_us) if chosen_scale == "step" else axis
-        start, end = _extent(row, calls, now_us)
+        began, ended = _extent(row, calls, now_us)
+        here = [call for call in calls if call.request_id in page.shown]
+        if kept is not None and label not in kept:
+            continue
+        others = [page.place[call.request_id] for call in calls if call.request_id not in page.shown]
         steps.append(
             StepView(
+                number=number,
                 label=label,
                 depth=min(depth, MOST_DEPTH),
                 row=row,
-                bar=span(axis, "step", start, end) if calls or row else None,
+                bar=span(axis, "step", began, ended) if calls or row else None,
                 cost_nanos=sum(call.cost_nanos or 0 for call in calls),
-                duration_us=end - start,
-                calls=tuple(view(call, own) for call in calls),
+                duration_us=ended - began,
+                calls=tuple(view(call, own) for call in here),
+                elsewhere=len(others),
+                elsewhere_from=page.page_of(_after(others, page.last)) if others else None,
             )
         )
     end_us = run.ended_us if run.ended_us is not None else now_us if run.state == "running" else None
     return RunView(
         run=run,
         verdict=verdict,
+        page=page,
         steps=tuple(steps),
+        steps_in_all=sum(label is not None for label, _, _, _ in tree),
         problems=problems,
         burn=burn_down(run, detail.calls, axis, now_us=now_us),
         ticks=ticks(axis),
@@ -161,12 +192,39 @@ def arrange(
         duration_us=None if end_us is None else end_us - run.started_us,
         extra_attempts=sum(max(0, call.attempts - 1) for call in detail.calls),
         unknown_costs=sum(call.cost_nanos is None and call.state != "open" for call in detail.calls),
-        step_anchor={step.label: index for index, step in enumerate(steps, 1) if step.label is not None},
+        step_anchor={step.label: step.number for step in steps if step.label is not None},
     )
 
 
+def _steps_kept(tree: Sequence[_Branch], page: CallPage) -> frozenset[str | None] | None:
+    """Return the steps of this page where a run has too many: those of its calls, what they lie in, and failures.
+
+    None keeps all.
+    """
+    if len(tree) <= MOST_STEPS or not page.links:
+        return None
+    kept: set[str | None] = set()
+    for label, _, row, calls in reversed(tree):  # children before their parents
+        odd = not calls and row is not None and row.state != "ok"
+        if odd or label in kept or any(call.request_id in page.shown for call in calls):
+            kept.add(label)
+            if row is not None and row.parent is not None:
+                kept.add(row.parent)
+    return frozenset(kept)
+
+
+def _after(places: Sequence[int], last: int) -> int:
+    """Return the first place behind this page, else the first of all: a link leads on before it leads back."""
+    return min((place for place in places if place > last), default=min(places))
+
+
 def _texts(
-    detail: wire.RunDetail, contents: Mapping[str, wire.CallContent], *, selected: str | None, full: bool
+    detail: wire.RunDetail,
+    contents: Mapping[str, wire.CallContent],
+    wanted: Sequence[str],
+    *,
+    selected: str | None,
+    full: bool,
 ) -> dict[str, Content]:
     """Arrange texts until the page is full; the selected call comes first and always fits."""
     before: dict[str, wire.CallContent | None] = {}
@@ -177,7 +235,7 @@ def _texts(
             last[call.step] = contents[call.request_id]
     texts: dict[str, Content] = {}
     room = PAGE_CHARS
-    for request_id in contents_wanted(detail, selected=selected):
+    for request_id in wanted:
         kept = contents.get(request_id)
         if kept is None:
             continue
@@ -199,9 +257,7 @@ def _size(content: Content, *, folded: bool) -> int:
     return sum(len(block.body) for block in blocks) + sum(len(value) for _, value in content.params)
 
 
-def _tree(
-    detail: wire.RunDetail,
-) -> list[tuple[str | None, int, wire.StepRow | None, list[wire.CallRow]]]:
+def _tree(detail: wire.RunDetail) -> list[_Branch]:
     """Return steps parents first, each with its depth and calls; then calls of steps that nobody reported."""
     calls: dict[str | None, list[wire.CallRow]] = {}
     for call in detail.calls:
@@ -211,7 +267,7 @@ def _tree(
     for step in sorted(known.values(), key=lambda step: step.seq):
         parent = step.parent if step.parent in known and step.parent != step.step else None
         children.setdefault(parent, []).append(step)
-    told: list[tuple[str | None, int, wire.StepRow | None, list[wire.CallRow]]] = []
+    told: list[_Branch] = []
     seen: set[str] = set()
 
     def tell(step: wire.StepRow) -> None:

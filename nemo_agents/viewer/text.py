@@ -19,6 +19,7 @@ __all__ = [
     "percent",
     "plural",
     "pretty_json",
+    "short_id",
     "shorten",
     "stamp",
     "stamp_iso",
@@ -27,6 +28,10 @@ __all__ = [
 
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
+
+_ID_CHARS = 24  # of an id that somebody chose
+_RANDOM_ID = re.compile(r"((?:s-)?[0-9a-f]{8})[0-9a-f]{24}")  # the SDK's; with `s-` the gateway's, for a foreign id
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")  # told apart by its last digits
 
 # Characters that change what a reader sees without being seen: terminal escapes and other controls, direction
 # overrides (CVE-2021-42574), zero-width spaces, tag characters and variation selectors that smuggle text past
@@ -68,6 +73,18 @@ def shorten(text: str, limit: int) -> str:
         if len(line) <= limit and len(text) <= limit * 4
         else line[: limit - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     )
+
+
+def short_id(identifier: str) -> str:
+    """Write the id of a run: of one of 32 digits the first eight, of a chosen one as much as 24 characters.
+
+    Chosen ids differ where their author counts, often at the end; what is cut off of a longer one has an ellipsis.
+    """
+    if match := _RANDOM_ID.fullmatch(identifier):
+        return match[1]
+    if len(identifier) <= _ID_CHARS or _REQUEST_ID.fullmatch(identifier):
+        return identifier
+    return identifier[:_ID_CHARS] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def plural(number: int, noun: str, nouns: str | None = None) -> str:

@@ -22,6 +22,19 @@ PROBLEM_STATES: Final = frozenset({"refused", "failed", "abandoned"})
 
 _MESSAGE_LENGTH: Final = 300
 _BIG_SHARE: Final = 0.4  # a step that spent this much of a run is worth a clause
+_CALLER_LEFT: Final = 499  # the status of a call whose client went away
+_LEFT: Final = {  # who left an abandoned call: as a sentence, and after "2 calls were"
+    "caller": ("the caller hung up before the answer was complete", "left by the caller"),
+    "unsent": ("the caller hung up before the call was sent", "left by the caller before being sent"),
+    "shutdown": (
+        "the gateway was shut down, or the caller hung up, before the answer was complete",
+        "cut short as the gateway was shut down or the caller hung up",
+    ),
+    "gateway": (
+        "the gateway lost sight of this call, as after a crash or a restart",
+        "lost from the gateway's sight",
+    ),
+}
 _ENDS: Final = {
     "length": ("1 answer was cut off at its token limit", "{} answers were cut off at their token limit"),
     "content_filter": ("1 answer was withheld by the provider", "{} answers were withheld by the provider"),
@@ -81,9 +94,11 @@ def why(detail: wire.RunDetail, *, now_us: int | None = None) -> Verdict:
 
 def cause(run: wire.RunRow) -> str:
     """Return the cause of a run's end in a few words, for a table; empty where nothing is to be explained."""
-    if run.stopped_by is not None:
-        at = f" at {run.stopped_by.step}" if run.stopped_by.step else ""
-        return shorten(_reason(run.stopped_by, run, None, it="a call") + at, 120)
+    by = run.stopped_by if run.state in ("stopped", "failed") else None
+    if by is not None and by.kind == "stopped":
+        return shorten("stopped by hand" + (f" during {by.step}" if by.step else ""), 120)
+    if by is not None:
+        return shorten(_reason(by, run, None, it="a call") + (f" at {by.step}" if by.step else ""), 120)
     if run.error:
         return shorten(run.error, 120)
     if run.state == "recovered":
@@ -96,6 +111,8 @@ def cause(run: wire.RunRow) -> str:
 # --- stopped ----------------------------------------------------------------------------------------------
 def _stopped(detail: wire.RunDetail) -> Verdict:
     by = detail.run.stopped_by
+    if by.kind == "stopped" if by is not None else any(_was_cut(call) for call in detail.calls):
+        return _stopped_by_hand(detail)
     call = _stopping_call(detail)
     step = (by.step if by else None) or (call.step if call else None)
     parts = [Part(text="Stopped", strong=True), *_place(step, call), Part(text=": ")]
@@ -108,6 +125,41 @@ def _stopped(detail: wire.RunDetail) -> Verdict:
         parts += _spender(detail)
     parts.append(Part(text="."))
     return Verdict(state="stopped", parts=tuple(parts), culprit=call.request_id if call else None)
+
+
+def _stopped_by_hand(detail: wire.RunDetail) -> Verdict:
+    """Tell a stop by what it met: the calls in flight that it cut, else the calls that had been made."""
+    cut = [call for call in detail.calls if _was_cut(call)]
+    late = [call for call in detail.calls if call.state == "refused" and _is_of_a_hand(call)]
+    parts = [Part(text="Stopped by hand", strong=True)]
+    if cut:
+        step = cut[0].step
+        if step:
+            parts += [Part(text=" during "), Part(text=f"step {step}", step=step, strong=True), Part(text=", ")]
+        else:
+            parts.append(Part(text=" during "))
+        more = f" and {plural(len(cut) - 1, 'more call')}" if len(cut) > 1 else ""
+        parts.append(Part(text=f"call {cut[0].seq}", call=cut[0].request_id, strong=True))
+        parts.append(Part(text=f"{more} (cut)"))
+    else:
+        made = max(0, detail.run.calls - len(late))
+        parts.append(Part(text=f" after {plural(made, 'call')}" if made else " before its first call"))
+    if late:
+        were = "was" if len(late) == 1 else "were"
+        refused = Part(text=f"{plural(len(late), 'later call')} {were} refused", call=late[0].request_id)
+        parts += [Part(text="; "), refused]
+    parts.append(Part(text="."))
+    culprit = next((call.request_id for call in (*cut, *late)), None)
+    return Verdict(state="stopped", parts=tuple(parts), culprit=culprit)
+
+
+def _was_cut(call: wire.CallRow) -> bool:
+    """Whether a call was in flight when its run was stopped by hand: it had been sent, so it was not refused."""
+    return call.state == "failed" and _is_of_a_hand(call)
+
+
+def _is_of_a_hand(call: wire.CallRow) -> bool:
+    return call.code == Code.RUN_STOPPED and call.limit != "max_calls"
 
 
 def _stopping_call(detail: wire.RunDetail) -> wire.CallRow | None:
@@ -133,8 +185,6 @@ def _reason(by: wire.StoppedBy, run: wire.RunRow, call: wire.CallRow | None, *, 
         case "max_calls":
             most = f"all of its {plural(run.max_calls, 'call')}" if run.max_calls is not None else "all of its calls"
             return f"the run has used {most}"
-        case "stopped":
-            return "it was stopped by hand"
         case _:
             message = shorten(by.message, _MESSAGE_LENGTH).rstrip(".")
             return f"{by.code}, {message}" if message else by.code
@@ -198,7 +248,7 @@ def _failed(detail: wire.RunDetail) -> Verdict:
 def _failing_call(detail: wire.RunDetail) -> wire.CallRow | None:
     """Return the last call without an answer, unless a later one of its step and model made up for it."""
     problems = [call for call in detail.calls if call.state in PROBLEM_STATES]
-    if not problems or _made_up_for(problems[-1], detail.calls):
+    if not problems or problems[-1].request_id in _made_up_for(detail.calls):
         return None
     return problems[-1]
 
@@ -216,19 +266,7 @@ def _recovered(detail: wire.RunDetail) -> Verdict:
     problems = [call for call in detail.calls if call.state in PROBLEM_STATES]
     parts = [Part(text="Recovered", strong=True), Part(text=": ")]
     if problems:
-        groups = Counter(_label(call) for call in problems)
-        told = [
-            Part(
-                text=f"{plural(number, 'call')} {'was' if number == 1 else 'were'} {label}",
-                call=_first(problems, label),
-            )
-            if label.startswith("refused")
-            else Part(text=f"{plural(number, 'call')} {label}", call=_first(problems, label))
-            for label, number in groups.items()
-        ]
-        parts += _joined(told)
-        made_up = all(_made_up_for(call, detail.calls) for call in problems)
-        parts.append(Part(text=" and later succeeded" if made_up else ", and the run went on without an answer"))
+        parts += _overcome(problems, _made_up_for(detail.calls))
     moved = _fallbacks(detail.calls)
     if moved:
         parts += [Part(text="; " if problems else ""), *moved]
@@ -236,6 +274,23 @@ def _recovered(detail: wire.RunDetail) -> Verdict:
         parts.append(Part(text="problems were reported and handled"))
     parts.append(Part(text=f". {_capital(_sums(detail.run, len(detail.steps)))}."))
     return Verdict(state="recovered", parts=tuple(parts), culprit=problems[0].request_id if problems else None)
+
+
+def _overcome(problems: Sequence[wire.CallRow], made_up: frozenset[str]) -> list[Part]:
+    """Tell what a run went through, kind by kind; one that did not succeed later keeps its kind from saying so."""
+    later: list[Part] = []
+    not_later: list[Part] = []
+    for label, number in Counter(_label(call) for call in problems).items():
+        alike = [call for call in problems if _label(call) == label]
+        were = "was " if number == 1 else "were "
+        passive = "" if label.startswith("failed") else were
+        part = Part(text=f"{plural(number, 'call')} {passive}{label}", call=alike[0].request_id)
+        (later if all(call.request_id in made_up for call in alike) else not_later).append(part)
+    told = [*_joined(later), Part(text=" and later succeeded")] if later else []
+    if not_later:
+        told += [Part(text="; ")] if later else []
+        told += [*_joined(not_later), Part(text=", and the run went on")]
+    return told
 
 
 def _ok(detail: wire.RunDetail) -> Verdict:
@@ -313,7 +368,9 @@ def _place(step: str | None, call: wire.CallRow | None) -> list[Part]:
 def _problem(call: wire.CallRow) -> str:
     """Say what became of a call that has no answer. No full stop."""
     if call.state == "abandoned":
-        return "the caller hung up before the answer was complete"
+        return f"{_LEFT[_abandoned_by(call)][0]}{_last_word(call)}{_charged(call)}"
+    if call.code == Code.GATEWAY_STOPPING:
+        return f"the gateway was shut down before the answer was complete{_charged(call)}"
     code = call.code or (f"HTTP {call.status}" if call.status else call.state)
     error = _sentence(call.error) if call.error else ""
     return f"{code}, {error}" if error else code
@@ -321,23 +378,52 @@ def _problem(call: wire.CallRow) -> str:
 
 def _label(call: wire.CallRow) -> str:
     if call.state == "abandoned":
-        return "ended by a caller that hung up"
+        return _LEFT[_abandoned_by(call)][1]
     what = f"{call.status or 'no status'} ({call.limit or call.code or call.state})"
     return f"refused with {what}" if call.state == "refused" else f"failed with {what}"
 
 
-def _first(calls: Iterable[wire.CallRow], label: str) -> str:
-    return next(call.request_id for call in calls if _label(call) == label)
+def _abandoned_by(call: wire.CallRow) -> str:
+    """Return who left an abandoned call: a key of `_LEFT`.
+
+    The gateway writes 499 while it lives to see the end. It closes a call without a status when it finds it open
+    after a crash or restart, or past the time of its hold.
+    """
+    if call.status != _CALLER_LEFT:
+        return "gateway"
+    if "shut down" in (call.error or ""):
+        return "shutdown"
+    return "unsent" if "before the call was sent" in (call.error or "") else "caller"
 
 
-def _made_up_for(problem: wire.CallRow, calls: Iterable[wire.CallRow]) -> bool:
-    """Whether a later call of the same step asked the same model and got an answer."""
-    return any(
-        call.state == "ok"
-        and (call.started_us, call.seq) > (problem.started_us, problem.seq)
-        and (call.step, call.model_asked) == (problem.step, problem.model_asked)
-        for call in calls
-    )
+def _last_word(call: wire.CallRow) -> str:
+    """Say what the last attempt met, where a call was lost between two attempts."""
+    error = call.attempt_rows[-1].error if call.attempt_rows else None
+    lost_on_the_way = _abandoned_by(call) == "gateway" and error and "lost sight" not in error
+    return f"; its last attempt had met: {_sentence(error)}" if error and lost_on_the_way else ""
+
+
+def _charged(call: wire.CallRow) -> str:
+    if call.usage_source != "hold" or not call.cost_nanos:
+        return ""
+    return f"; it was charged at its hold, {format_nanos(call.cost_nanos)}"
+
+
+def _made_up_for(calls: Iterable[wire.CallRow]) -> frozenset[str]:
+    """Return the calls without an answer that were made up for, by request id.
+
+    Each needs a success of its own: a later call of the same step that asked the same model and got an answer.
+    """
+    spare: Counter[tuple[str | None, str | None]] = Counter()
+    made_up = set()
+    for call in sorted(calls, key=lambda call: (call.started_us, call.seq), reverse=True):
+        of = (call.step, call.model_asked)
+        if call.state == "ok":
+            spare[of] += 1
+        elif call.state in PROBLEM_STATES and spare[of] > 0:
+            spare[of] -= 1
+            made_up.add(call.request_id)
+    return frozenset(made_up)
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:

@@ -15,6 +15,8 @@ from nemo_agents.admin.wire import RunReport, StepReport
 from nemo_agents.client import Client
 from nemo_agents.secret import Secret
 
+LONG_AGO_US = 1_000_000_000_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Town:
@@ -64,11 +66,15 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         made = Town(shell=shell, url=url, home=home, fleet_file=fleet_file, keys=keys)
         assert made.ask("writer", "outline it", run="run-of-two-steps", step="plan", model="fast") == 200
         assert made.ask("critic", "judge it", run="run-of-two-steps", step="critique") == 200
-        made.report("run-of-two-steps", RunReport(name="two steps", state="ok", started_us=1, ended_us=2_000_001))
+        made.report(
+            "run-of-two-steps",
+            RunReport(name="two steps", state="ok", started_us=LONG_AGO_US, ended_us=LONG_AGO_US + 2_000_000),
+        )
         assert made.ask("critic", "not yours", run="run-refused", model="o3-mini") == 403
         assert made.ask("writer", f"say {EVIL}", run="run-with-evil-texts", step="evil") == 200
-        steps = [StepReport(step=f"step {EVIL}", role="writer", state="ok", started_us=1, error=EVIL)]
-        told = RunReport(name=f"run {EVIL}", state="failed", started_us=1, ended_us=2, error=EVIL, steps=steps)
+        steps = [StepReport(step=f"step {EVIL}", role="writer", state="ok", started_us=LONG_AGO_US, error=EVIL)]
+        times = {"started_us": LONG_AGO_US, "ended_us": LONG_AGO_US + 1}
+        told = RunReport(name=f"run {EVIL}", state="failed", **times, error=EVIL, steps=steps)
         made.report("run-with-evil-texts", told)
         yield made
 

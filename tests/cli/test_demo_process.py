@@ -36,7 +36,7 @@ def test_it_shows_its_eight_parts_offline_and_leaves_nothing(demo_shell):
     for role in ("orchestrator", "researcher", "writer", "critic", "embeddings"):
         assert f"  + {role} " in parts[2]
         assert f"\n{role} " in parts[7]
-    assert "5 to create. Worst case per day: $135 by roles, $170 by fleet." in parts[2]
+    assert "7 to create. Worst case per day: $135 by roles, $170 by fleet." in parts[2]
     assert "planning again finds nothing to change" in parts[2]
     for step in ("plan", "choose tools", "research", "synthesize", "critique"):
         assert f"\n  {step} " in parts[3]

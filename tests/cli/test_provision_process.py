@@ -62,16 +62,22 @@ class Crew:
         found = FileKeyStore(self.home / "keys.json").secret(self.url, self.name, role)
         return found.reveal()
 
-    def status_of(self, secret):
+    def models(self, secret):
         url = f"{self.url}/v1/models"
-        return httpx.get(url, headers={"authorization": f"Bearer {secret}"}, trust_env=False).status_code
+        return httpx.get(url, headers={"authorization": f"Bearer {secret}"}, trust_env=False)
+
+    def status_of(self, secret):
+        return self.models(secret).status_code
+
+    def said_to(self, secret):
+        return self.models(secret).json()["error"]["message"]
 
 
 def test_plan_apply_and_nothing_to_do(crew):
     first = crew.provision()
     assert [line.split()[0] for line in first.out.splitlines()[:4]] == ["+", "+", "+", "+"]
-    assert "2 to create. Worst case per day: $30 by roles, $170 by fleet." in first.out
-    assert str(crew.home / "keys.json") in first.out
+    assert "4 to create. Worst case per day: $30 by roles, $170 by fleet." in first.out
+    assert f"Done: 4 created at {crew.url}. Keys are in {crew.home / 'keys.json'}." in first.out
     before = crew.live()
     again = crew.run("provision", crew.file)  # without --yes: there is nothing to ask
     assert (again.code, again.err) == (0, "")
@@ -154,6 +160,10 @@ def test_a_rotated_key_overlaps_and_now_ends_it(crew):
     assert crew.run("rotate", crew.name, "writer", "--now").code == 0
     newest = crew.secret("writer")
     assert [crew.status_of(key) for key in (new, newest)] == [403, 200]
+    assert crew.said_to(new) == (
+        f"The key of {crew.name}/writer was replaced by a rotation. "
+        "Use the new secret: `nemo-agents keys export` prints it."
+    )
     assert len(crew.live()) == 2
     assert "is not a duration" in crew.run("rotate", crew.name, "writer", "--grace", "soon").error()
     assert "has no key" in crew.run("rotate", crew.name, "nobody").error()
@@ -195,7 +205,7 @@ def test_adopt_forget_destroy(crew):
     assert crew.live() == {}
     assert crew.status_of(critic) == 403
     assert json.loads((crew.home / "keys.json").read_text())["keys"] == []
-    assert "Nothing to change." in crew.run("destroy", crew.name, "--yes").out
+    assert f"there is no fleet {crew.name} at {crew.url}" in crew.run("destroy", crew.name, "--yes").error()
 
 
 def test_keys_export_is_what_a_shell_and_a_program_read(crew):
@@ -216,6 +226,21 @@ def test_two_provisionings_at_once_do_not_mix(crew):
     with FileKeyStore(crew.home / "keys.json").exclusively():
         assert "another nemo-agents" in crew.run("provision", crew.file, "--yes").error()
     assert crew.live() == {}
+
+
+def test_a_folder_in_the_place_of_the_key_store_is_one_line(crew):
+    (crew.home / "keys.json").mkdir(mode=0o700, parents=True)
+    for args in (("provision", crew.file, "--yes"), ("plan", crew.file), ("keys", "export", crew.name)):
+        assert f"the key store {crew.home / 'keys.json'} is not a file" in crew.run(*args).error()
+    assert crew.live() == {}
+
+
+def test_a_fleet_or_role_that_is_not_there_is_one_line(crew):
+    crew.provision()
+    assert f"there is no fleet nope at {crew.url}" in crew.run("destroy", "nope").error()
+    said = crew.run("forget", crew.name, "nope").error()
+    assert f"has no key of role nope in a fleet {crew.name}" in said
+    assert crew.run("check", crew.file).code == 0
 
 
 def test_a_name_on_the_gateway_cannot_forge_a_line_of_the_plan(crew):

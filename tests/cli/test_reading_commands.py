@@ -63,12 +63,13 @@ def test_runs_list_and_its_filters(town):
     listed = town.shell.run("runs", "list").out
     assert "two steps" in listed
     row = next(line for line in listed.splitlines() if "two steps" in line)
-    assert row.split()[:4] == ["run-of-t", "ok", "two", "steps"]
+    assert row.split()[:4] == ["run-of-two-steps", "ok", "two", "steps"]
     assert [run["run_id"] for run in town.shell.run("runs", "list", "--model", "fast", "--json").json] == [
         "run-of-two-steps"
     ]
     failed = town.shell.run("runs", "list", "--state", "failed", "--json").json
     assert [run["run_id"] for run in failed] == ["run-with-evil-texts"]
+    assert town.shell.run("runs", "list", "--state", "lost").out == "No runs yet.\n"
     assert len(town.shell.run("runs", "list", "--limit", "1", "--json").json) == 1
     none = town.shell.run("runs", "list", "--fleet", "nosuch")
     assert (none.code, none.out) == (0, "No runs yet.\n")
@@ -76,7 +77,7 @@ def test_runs_list_and_its_filters(town):
 
 def test_runs_show_is_a_tree_with_a_verdict(town):
     said = town.shell.run("runs", "show", "run-of-two-steps", "--prompts").out.splitlines()
-    assert said[0].startswith("two steps  run-of-t  ok")
+    assert said[0].startswith("two steps  run-of-two-steps  ok")
     assert "2 calls" in said[1]
     assert said[2].startswith("OK: ")
     assert said[3].startswith("├── plan (writer)  ok")
@@ -87,6 +88,22 @@ def test_runs_show_is_a_tree_with_a_verdict(town):
     assert by_prefix["run"]["run_id"] == "run-of-two-steps"
     both = town.shell.run("runs", "show", "run-of-two-steps", "--prompts", "--json").json
     assert both["contents"][0]["prompt"] == [{"role": "user", "content": "outline it"}]
+
+
+def test_chosen_ids_are_shown_so_that_each_can_be_read_and_found(town):
+    long = "chosen-by-a-long-program-name-7"
+    for run in ("by-hand-1", "by-hand-10", long):
+        assert town.ask("writer", f"in {run}", run=run) == 200
+    listed = [line.split()[0] for line in town.shell.run("runs", "list").out.splitlines()]
+    assert {"by-hand-1", "by-hand-10", f"{long[:24]}…"} <= set(listed)
+    assert long in [run["run_id"] for run in town.shell.run("runs", "list", "--json").json]
+    logged = town.shell.run("logs", "--limit", "3").out
+    assert [word for word in ("by-hand-1 ", "by-hand-10 ", f"{long[:24]}… ") if word not in logged] == []
+    exact = town.shell.run("runs", "show", "by-hand-1", "--json").json
+    assert exact["run"]["run_id"] == "by-hand-1"  # though another begins so
+    assert "there is no run 'by-hand-'" in town.shell.run("runs", "show", "by-hand-").error()
+    assert {call["run_id"] for call in town.shell.run("logs", "--run", "by-hand-1", "--json").json} == {"by-hand-1"}
+    assert town.shell.run("view", "by-hand-1", "--print").out.startswith(f"{town.url}/runs/by-hand-1?token=")
 
 
 def test_a_run_that_is_not_there_is_one_line(town):
@@ -261,9 +278,15 @@ def test_a_narrow_encoding_loses_characters_and_nothing_else(town):
     assert said.out.isascii()
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800), ("2w", 1_209_600)]
+)
 def test_since_is_that_long_before_now(text, seconds):
     before = time.time_ns() // 1000
     since = _Since().convert(text, None, None)
     after = time.time_ns() // 1000
     assert before <= since + seconds * 1_000_000 <= after
+
+
+def test_since_longer_ago_than_there_was_a_clock_is_since_ever():
+    assert _Since().convert("999999d", None, None) == 0

@@ -152,7 +152,7 @@ def test_the_tests_that_are_shown_pass(tmp_path: Path):
     shown = {name: test for name, test in names.items() if name.startswith("test_")}
     assert len(shown) == 2
     for name, test in shown.items():
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(mode=0o700)
         test(tmp_path / name)  # type: ignore[operator]
 
 

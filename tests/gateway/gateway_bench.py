@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 import uuid
@@ -145,17 +146,28 @@ class Bench:
         """Posted and held nanos of a scope, straight from the database."""
         return self._balances("WHERE kind=? AND scope_id=?", kind, scope or self.fleet)
 
+    def usage(self, answer: httpx.Response) -> dict[str, int]:
+        """The counts beside the entry by which an answer's hold was posted, straight from the database."""
+        request_id = answer.headers["x-nemo-request-id"]
+        query = "SELECT usage FROM entries WHERE request_id=? AND kind='post'"
+        ((usage,),) = self._read(query, request_id)
+        counts: dict[str, int] = json.loads(usage)
+        return counts
+
     def sent(self) -> list[dict[str, Any]]:
         """What reached the provider."""
         requests: list[dict[str, Any]] = self.faulty.seen()["requests"]
         return requests
 
     def _balances(self, where: str, *values: str) -> tuple[int, int]:
+        sums = f"SELECT coalesce(sum(posted_nanos), 0), coalesce(sum(held_nanos), 0) FROM balances {where}"
+        ((posted, held),) = self._read(sums, *values)
+        return posted, held
+
+    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         self.http.get("/health/ready").raise_for_status()  # everything queued is committed
         with closing(sqlite3.connect(f"file:{self.gateway.home}/gateway.db?mode=ro", uri=True)) as db:
-            sums = f"SELECT coalesce(sum(posted_nanos), 0), coalesce(sum(held_nanos), 0) FROM balances {where}"
-            posted, held = db.execute(sums, values).fetchone()
-        return posted, held
+            return db.execute(query, values).fetchall()
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Ask the gateway for its health until something has become true."""

@@ -8,10 +8,11 @@ from typing import Any
 import openai
 import pytest
 from faulty_provider import TEXT
-from gateway_bench import INPUT_NANOS, OUTPUT_NANOS, PROVIDER_KEY, Bench, bench_for, gateway_at, refused
+from gateway_bench import INPUT_NANOS, OUTPUT_NANOS, PRICE, PROVIDER_KEY, Bench, bench_for, gateway_at, refused
 
 from nemo_agents import AgentRole, Fleet
 from nemo_agents.admin import observe
+from nemo_agents.errors import RequestRejected
 from nemo_agents.testing import running_gateway
 
 HI = [{"role": "user", "content": "hi there"}]
@@ -142,6 +143,31 @@ def test_a_call_whose_usage_nobody_tells_is_charged_at_its_hold(bench: Bench, st
     assert bench.spent() == (row["held_nanos"], 0)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_an_answer_with_status_201_is_an_answer(bench: Bench, stream: bool):
+    answer = bench.chat(bench.key(), "faulty/created", stream=stream)
+    assert answer.status_code == 200
+    assert answer.text.count("forty") == 1
+    row = bench.row(answer)
+    assert (row["state"], row["usage_source"], row["cost_nanos"]) == (
+        "ok",
+        "provider",
+        INPUT_NANOS + WORDS * OUTPUT_NANOS,
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_the_ledger_keeps_all_that_the_provider_counted(bench: Bench, stream: bool):
+    answer = bench.chat(bench.key(), "faulty/usage-detailed", text="hi there", stream=stream)
+    assert bench.usage(answer) == {
+        "input_tokens": 2,
+        "cached_tokens": 1,
+        "cache_write_tokens": 1,
+        "output_tokens": WORDS,
+        "reasoning_tokens": 1,
+    }
+
+
 def test_a_slow_first_byte_is_waited_for_and_measured(bench: Bench):
     key = bench.key()
     waiting = bench.later(bench.chat, key, "faulty/slow-first-byte", stream=True)
@@ -183,7 +209,9 @@ UPSTREAM = "upstream_error"
     [
         ("faulty/error-500", 502, UPSTREAM, VOID),
         ("faulty/unauthorized", 502, UPSTREAM, VOID),
-        ("faulty/redirect", 502, UPSTREAM, VOID),
+        ("faulty/redirect", 502, UPSTREAM, HOLD),
+        ("faulty/accepted", 502, UPSTREAM, HOLD),
+        ("faulty/no-content", 502, UPSTREAM, HOLD),
         ("faulty/drop-before-head", 502, UPSTREAM, HOLD),
         ("faulty/not-json", 502, UPSTREAM, HOLD),
         ("faulty/error-200", 502, UPSTREAM, HOLD),
@@ -399,3 +427,19 @@ def test_the_sandbox_stands_in_for_a_provider_without_credentials(tmp_path):
         ] * 2
         assert sum(call.cost_nanos for call in calls) == run.cost.nanos
         assert gateway.ledger_problems() == []
+
+
+def test_the_remedy_for_an_unpriced_model_behind_the_sandbox_works(tmp_path):
+    """The refusal names the model that the sandbox stands in for, and a price under that name is what it takes."""
+    crew = Fleet("crew", budget="$1", roles=[AgentRole("asker", models=["openai/foo-1"])])
+
+    def ask(home: str, prices: dict[str, Any]) -> str:
+        with running_gateway(tmp_path / home, settings={"prices": prices}) as gateway:
+            fleet = gateway.provision(crew)
+            with fleet.run("a run") as run, run.step("ask", role="asker") as step:
+                answer = step.openai().chat.completions.create(model="openai/foo-1", messages=HI, max_tokens=50)
+        return answer.choices[0].message.content
+
+    with pytest.raises(RequestRejected, match=r'\[prices\."openai/foo-1"\]'):
+        ask("unpriced", {})
+    assert ask("priced", {"openai/foo-1": PRICE}).startswith("[sandbox foo-1]")

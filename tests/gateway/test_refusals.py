@@ -160,10 +160,19 @@ def test_a_model_that_leads_nowhere_is_404(bench: Bench, model: str):
     nothing_sent(bench)
 
 
-def tool(name: str) -> dict[str, Any]:
+@pytest.mark.parametrize(("model", "status"), [("faulty/ok", 200), ("ok", 200), ("down/ok", 403), ("unpriced/ok", 403)])
+def test_a_bare_name_in_the_list_is_its_own_provider_s(bench: Bench, model: str, status: int):
+    answer = bench.chat(bench.key(models=("ok",)), model)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        refused(answer, 403, "model_not_allowed", scope="role")
+        nothing_sent(bench)
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
     return {
         "type": "function",
-        "function": {"name": name, "parameters": {"type": "object", "properties": {}}},
+        "function": {"name": name, "parameters": {"type": "object", "properties": properties}},
     }
 
 
@@ -176,6 +185,10 @@ def tool(name: str) -> dict[str, Any]:
         {"tools": [{"type": "web_search_preview"}]},
         {"functions": [{"name": "shell", "parameters": {}}]},
         {"functions": ["shell"]},
+        {"tools": [{"type": "web_search", "function": {"name": "web_search"}}]},
+        {"web_search_options": {}},
+        {"tools": [tool("web_search")], "search_parameters": {"mode": "on"}},
+        {"mcp_servers": [{"url": "https://example.com/mcp"}]},
     ],
 )
 def test_only_tools_of_the_role(bench: Bench, offered: dict[str, Any]):
@@ -426,7 +439,7 @@ def test_a_guardrail_of_the_role_blocks(bench: Bench):
     error = refused(answer, 400, "guardrail_blocked", limit="prompt-injection-detect")
     assert INJECTION not in error["message"]
     assert answer.headers["x-nemo-guardrails-applied"] == "prompt-injection-detect"
-    assert recorded(bench, answer)["guardrails"] == ["prompt-injection-detect"]
+    assert recorded(bench, answer)["guardrails"] == ["prompt-injection-detect: block"]
     nothing_sent(bench)
     assert bench.chat(key, text="What is a CRDT?").status_code == 200
 
@@ -439,6 +452,41 @@ def test_a_request_adds_guardrails_and_takes_none_away(bench: Bench):
     answer = bench.chat(bench.key(), text="I am ann@example.com", nemo_guardrail_ids=["pii-filter"])
     assert answer.headers["x-nemo-guardrails-applied"] == "pii-filter"
     assert "ann@example.com" not in str(bench.sent())
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("hi", ["pii-filter", "prompt-injection-detect"]),
+        ("I am ann@example.com", ["pii-filter: redact", "prompt-injection-detect"]),
+        (INJECTION, ["pii-filter", "prompt-injection-detect: block"]),
+        (f"I am ann@example.com. {INJECTION}", ["pii-filter: redact", "prompt-injection-detect: block"]),
+    ],
+)
+def test_the_log_says_which_guardrails_acted(bench: Bench, text: str, notes: list[str]):
+    answer = bench.chat(bench.key(guardrails=["pii-filter", "prompt-injection-detect"]), text=text)
+    assert answer.headers["x-nemo-guardrails-applied"] == "pii-filter,prompt-injection-detect"
+    assert bench.row(answer)["guardrails"] == notes
+
+
+def test_personal_data_beside_the_messages_is_redacted_too(bench: Bench):
+    mail, card = "ann.beside@example.com", "4111 1111 1111 1111"
+    answer = bench.chat(
+        bench.key(guardrails=["pii-filter"]),
+        messages=[{"role": "user", "name": mail, "content": "hi"}],
+        tools=[tool("send", to={"type": "string", "enum": [mail], "default": mail, "title": card})],
+        metadata={"who": mail},
+        user=mail,
+        stop=[card],
+    )
+    assert answer.status_code == 200
+    (request,) = bench.sent()
+    for place in (request["body"], bench.content(answer)):
+        assert mail not in str(place)
+        assert card not in str(place)
+    assert request["body"]["messages"][0]["name"] == "EMAIL_1"
+    assert request["body"]["tools"][0]["function"]["name"] == "send"
+    assert request["body"]["user"] == request["body"]["metadata"]["who"] == "<EMAIL_1>"
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_another_pepper_knows_no_key(tmp_path: Path, shared_provider: FaultyProv
     with gateway_at(home, shared_provider) as gateway, bench_for(gateway, shared_provider) as bench:
         key = bench.key()
         assert bench.chat(key).status_code == 200
-    (home / "pepper").unlink()
+    (home / "pepper").write_text("another pepper, as long as a pepper is\n")
     with gateway_at(home, shared_provider) as gateway, bench_for(gateway, shared_provider) as bench:
         refused(bench.chat(key), 401, "invalid_api_key")
 

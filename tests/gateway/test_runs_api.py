@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import msgspec
 import pytest
 from gateway_bench import Bench, Key, refused
 
-from nemo_agents import AgentRole, Fleet, RunStopped
+from nemo_agents import AgentRole, BudgetExceeded, Fleet, Run, RunStopped
+from nemo_agents.admin.wire import RunDetail
+from nemo_agents.viewer.verdict import why
 
 RUN_ID = "the-run"
 
@@ -213,6 +217,9 @@ def test_a_report_may_cap_a_run_before_its_first_call(bench: Bench):
         {"started_us": "now"},
         {"started_us": 2**63},
         {"started_us": -(2**70)},
+        {"started_us": -5},
+        {"ended_us": 9 * 10**18},
+        {"steps": [{"step": "plan", "started_us": 1_760_000_000}]},
         {"name": None},
         {"steps": {}},
         {"steps": [{"step": "plan"}]},
@@ -318,6 +325,57 @@ def test_a_declared_fleet_runs_and_stops_at_its_budget(bench: Bench):
     assert detail["run"]["stopped_by"]["scope"] == "role"
     assert [step["step"] for step in detail["steps"]] == ["write", "plan"]
     assert run.cost.nanos == detail["run"]["cost_nanos"] == bench.spent()[0]
+
+
+def seen_alike(bench: Bench, run: Run) -> dict[str, Any]:
+    """What the SDK says of a run that has ended is what the gateway says of it, alone and in the list."""
+    row = bench.ok("GET", f"/nemo/runs/{run.id}", fleet=bench.fleet)["run"]
+    assert [row] == bench.ok("GET", "/nemo/runs", fleet=bench.fleet, run_id=run.id)["runs"]
+    assert (run.state, run.calls, run.cost_nanos) == (row["state"], row["calls"], row["cost_nanos"])
+    assert (run.stopped_by and msgspec.to_builtins(run.stopped_by)) == row["stopped_by"]
+    return row
+
+
+def test_a_run_that_went_on_after_a_refusal_has_recovered_here_and_there(bench: Bench):
+    roles = [AgentRole("poor", models=["faulty/*"], budget="$0.0001"), AgentRole("rich", models=["faulty/*"])]
+    fleet = bench.gateway.provision(Fleet(bench.fleet, roles=roles))
+    ask: dict[str, Any] = {"model": "faulty/ok", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
+    with fleet.run("a run") as run:
+        with run.step("poor", role="poor") as step, contextlib.suppress(BudgetExceeded):
+            step.openai().chat.completions.create(**ask)
+        assert run.stopped_by is not None
+        with run.step("rich", role="rich") as step:
+            step.openai().chat.completions.create(**ask)
+    row = seen_alike(bench, run)
+    assert (row["state"], row["errors"], row["stopped_by"]) == ("recovered", 1, None)
+
+
+def test_a_run_that_is_stopped_by_hand_in_the_middle_of_a_call_names_it(bench: Bench):
+    fleet = bench.gateway.provision(Fleet(bench.fleet, roles=[AgentRole("a", models=["faulty/*"])]))
+    ask: dict[str, Any] = {"model": "faulty/stepped", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    with fleet.run("a run") as run, run.step("s", role="a") as step:
+        for _ in step.openai().chat.completions.create(**ask):
+            bench.ok("POST", f"/nemo/runs/{run.id}/stop", fleet=bench.fleet)
+    row = seen_alike(bench, run)
+    assert (row["state"], row["stopped_by"]["kind"], row["stopped_by"]["step"]) == ("stopped", "stopped", "s")
+    detail = bench.ok("GET", f"/nemo/runs/{run.id}", fleet=bench.fleet)
+    assert why(msgspec.convert(detail, RunDetail)).text == "Stopped by hand during step s, call 1 (cut)."
+
+
+def test_a_run_that_nobody_reports_names_the_call_that_its_stop_cut(bench: Bench):
+    key, headers = bench.key(), grouped(step="s")
+    asked = {"model": "faulty/stepped", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    sent = {**key.headers, **headers}
+    with bench.http.stream("POST", "/v1/chat/completions", json=asked, headers=sent) as answer:
+        parts = answer.iter_text()
+        next(parts)
+        bench.ok("POST", f"/nemo/runs/{RUN_ID}/stop", fleet=bench.fleet)
+        assert "run_stopped" in "".join(parts)
+    refused(bench.chat(key, headers=headers), 403, "run_stopped", limit="stopped")
+    detail = bench.ok("GET", f"/nemo/runs/{RUN_ID}", fleet=bench.fleet)
+    told = "Stopped by hand during step s, call 1 (cut); 1 later call was refused."
+    assert why(msgspec.convert(detail, RunDetail)).text == told
+    assert detail["run"]["stopped_by"]["request_id"] == answer.headers["x-nemo-request-id"]
 
 
 def test_a_run_that_is_stopped_by_hand_ends_in_the_sdk(bench: Bench):

@@ -10,6 +10,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from store_values import a_call, an_attempt
@@ -174,7 +176,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_schema(tmp_path):
     from nemo_agents.gateway.stores.schema import metadata
 
     path, plain = tmp_path / "nemo.db", tmp_path / "plain.db"
-    migrate.bring_up_to_date(path)
+    migrate.upgrade(path)
     engine = migrate.engine_for(path)
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -210,9 +212,37 @@ async def test_a_migration_that_is_interrupted_leaves_an_empty_file(tmp_path, mo
 
     monkeypatch.setattr(op, "create_table", breaks)
     with pytest.raises(OSError, match="went away"):
-        migrate.bring_up_to_date(path)
+        migrate.upgrade(path)
     assert len(calls) == 5
     monkeypatch.undo()
+    assert migrate.bring_up_to_date(path)
+    await (await opened(path)).close()
+
+
+def test_a_new_file_is_what_the_migrations_make_of_an_empty_one(tmp_path):
+    migrated, new = tmp_path / "migrated.db", tmp_path / "new.db"
+    migrate.upgrade(migrated)
+    wanted = migrate.head_sql(migrated)
+    path = Path(migrate.__file__).parent / "migrations" / "head.sql"
+    assert path.read_text(encoding="utf-8") == wanted, f"write {path} anew with what migrate.head_sql returns"
+    assert migrate.bring_up_to_date(new)
+    assert not migrate.bring_up_to_date(new)
+
+    def everything(file):
+        with closing(sqlite3.connect(file)) as db:
+            tables = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+            return tables, db.execute("SELECT * FROM alembic_version").fetchall()
+
+    assert everything(new) == everything(migrated)
+
+
+async def test_a_new_file_whose_making_is_interrupted_stays_empty(tmp_path, monkeypatch):
+    path, broken = tmp_path / "nemo.db", tmp_path / "head.sql"
+    broken.write_text("CREATE TABLE entries (id INTEGER);\nCREATE TABLE and the machine went away;\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "_HEAD_SQL", broken)
+        with pytest.raises(SettingsError, match="syntax error"):
+            migrate.bring_up_to_date(path)
     assert migrate.bring_up_to_date(path)
     await (await opened(path)).close()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sqlite3
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 
 import pytest
 from store_values import (
@@ -25,6 +27,7 @@ from store_values import (
 from nemo_agents.gateway.stores.base import LogFilter
 from nemo_agents.gateway.stores.sqlite import SqliteStore
 from nemo_agents.policy.ledger import BudgetScope, Held, HoldRefused, RunCaps, RunRefused
+from nemo_agents.policy.usage import Usage
 
 DOLLAR = 1_000_000_000
 
@@ -45,7 +48,6 @@ async def test_a_hold_counts_against_every_scope_and_posts_what_it_cost(store):
     store.close_call(call_end(call), attempt_end(attempt, amount=40))
     assert await amounts(store, role_scope()) == (40, 0)
     assert await amounts(store, fleet_scope()) == (40, 0)
-    assert await store.spent_total("role", ["g1", "unknown"]) == {"g1": 40, "unknown": 0}
     row = await store.call(call.request_id)
     assert (row.cost_nanos, row.held_nanos, row.state, row.attempts) == (40, 100, "ok", 1)
 
@@ -314,20 +316,58 @@ async def test_verify_tells_what_does_not_add_up(tmp_path, clock):
     await store.close()
 
 
-async def test_recent_use_is_what_was_admitted(store):
-    for at, state in ((T0 - 5, "ok"), (T0 + 1, "ok"), (T0 + 2, "open"), (T0 + 3, "refused")):
+async def test_recent_use_is_what_admission_counted(store):
+    """Requests are counted once grouping, model and tools are right, and stay so whatever refuses them then."""
+    for at, state in ((T0 - 5, "ok"), (T0 + 1, "ok"), (T0 + 2, "open")):
         call, attempt = a_call(started_us=at), an_attempt()
-        if state == "refused":
-            store.log_refusal(call, refusal(call))
-            continue
         await store.open_call(call, attempt)
         if state == "ok":
             store.close_call(call_end(call), attempt_end(attempt))
+    for at, code, status, more in (
+        (T0 - 4, "budget_exhausted", 402, {}),
+        (T0 + 3, "budget_exhausted", 402, {}),
+        (T0 + 4, "rate_limit_exceeded", 429, {"limit": "rpm"}),
+        (T0 + 5, "rate_limit_exceeded", 429, {"limit": "tpm"}),
+        (T0 + 6, "rate_limit_exceeded", 429, {"limit": "max_parallel"}),
+        (T0 + 7, "model_not_allowed", 403, {"limit": "models"}),
+        (T0 + 8, "tool_not_allowed", 403, {"limit": "tools"}),
+        (T0 + 9, "guardrail_blocked", 400, {"limit": None, "scope": None}),
+        (T0 + 10, "run_stopped", 403, {"limit": "stopped", "scope": "run"}),
+    ):
+        call = a_call(started_us=at)
+        store.log_refusal(call, refusal(call, code, status, **more))
+    for at, code, status in ((T0 + 11, "invalid_request", 400), (T0 + 12, "key_expired", 403)):
+        call = a_call(started_us=at, model_asked=None)  # refused before its model was looked at
+        store.log_refusal(call, refusal(call, code, status, limit=None, scope=None))
+    broken = a_call(started_us=T0 + 13)
+    store.log_refusal(broken, call_end(broken, "failed", status=500, code="internal_error"))
+    stranger = a_call(started_us=T0 + 14, grant_id=None)
+    store.log_refusal(stranger, refusal(stranger))
     used = await store.recent_use(T0)
-    assert [(u.grant_id, u.fleet, u.at_us, u.tokens) for u in used] == [
-        ("g1", "crew", T0 + 1, 7),
-        ("g1", "crew", T0 + 2, 0),
+    assert {(u.grant_id, u.fleet) for u in used} == {("g1", "crew")}
+    assert [(u.at_us - T0, u.tokens) for u in used] == [
+        (1, 7),
+        (2, 0),
+        (3, 0),
+        (5, 0),
+        (6, 0),
+        (9, 0),
+        (10, 0),
+        (13, 0),
     ]
+
+
+async def test_an_entry_keeps_every_count_of_its_usage(store):
+    call, attempt = a_call(), an_attempt(100, role_scope())
+    await store.open_call(call, attempt)
+    usage = asdict(
+        Usage(input_tokens=30, output_tokens=4, cached_tokens=10, cache_write_tokens=5, reasoning_tokens=2),
+    )
+    store.close_call(call_end(call), attempt_end(attempt, amount=9, usage=usage))
+    await store.flush()
+    with closing(sqlite3.connect(store.path)) as db:
+        ((kept,),) = db.execute("SELECT usage FROM entries WHERE slot=1").fetchall()
+    assert json.loads(kept) == usage
 
 
 async def test_calls_without_a_fleet_are_runs_of_one(store):

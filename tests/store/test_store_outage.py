@@ -111,6 +111,37 @@ async def test_a_cancelled_caller_gets_its_committed_hold_voided(store):
     assert (row.state, row.status, row.cost_nanos) == ("abandoned", 499, 0)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_caller_cancelled_as_its_hold_is_delivered_gets_it_voided(store, n):
+    """The result is there, and the caller is cancelled before its turn to take it: nobody knows of this hold."""
+    call, first, second = a_call(), an_attempt(100, role_scope()), an_attempt(70, role_scope(), n=2)
+    if n == 1:
+        asked = store.open_call(call, first)
+    else:
+        await store.open_call(call, first)
+        asked = store.next_attempt(call.request_id, attempt_end(first, "expire", 100), second)
+    real = store._writer._resolve
+    delivered = []
+
+    def deliver(results) -> None:
+        real(results)
+        delivered.extend(value for _, value, _ in results)
+        task.cancel()
+
+    store._writer._resolve = deliver
+    task = asyncio.ensure_future(asked)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    store._writer._resolve = real
+    assert isinstance(delivered[0], Held)
+    (balance,) = await store.balances([role_scope()])
+    assert (balance.posted_nanos, balance.held_nanos) == (0 if n == 1 else 100, 0)
+    row = await store.call(call.request_id)
+    assert (row.state, row.status, row.attempts) == ("abandoned", 499, n)
+    unsettled = "SELECT count(*) FROM attempts WHERE settled IS NULL"
+    assert await store._readers.read(lambda db: db.execute(unsettled).fetchone()) == (0,)
+
+
 async def test_callers_queue_when_the_disk_is_behind(tmp_path, clock):
     store = SqliteStore(tmp_path / "nemo.db", clock=clock, waiting_max=4)
     await store.start()
@@ -118,7 +149,7 @@ async def test_callers_queue_when_the_disk_is_behind(tmp_path, clock):
         tasks = [asyncio.ensure_future(store.open_call(a_call(), an_attempt())) for _ in range(20)]
         for _ in range(5):
             await asyncio.sleep(0)
-        assert store._writer.unfinished == 4
+        assert store._writer._waited_for == 4
         late = a_call()
         store.log_refusal(late, refusal(late))  # never waits, never lost
         tasks[7].cancel()

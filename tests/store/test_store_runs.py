@@ -161,9 +161,96 @@ async def test_a_run_stopped_by_hand_is_stopped(store):
     assert (run.state, run.stopped_by.kind, run.stopped_by.code) == ("stopped", "stopped", "run_stopped")
 
 
+async def cut_call(store, **more):
+    """End a call as the gateway ends one that is in flight when its run is stopped by hand."""
+    call, attempt = a_call(run_id=RUN, **more), an_attempt(100, run_scope(), role_scope())
+    await store.open_call(call, attempt)
+    assert await store.stop_run("crew", RUN, T0 + 7)
+    end = call_end(call, "failed", status=403, code="run_stopped", error="This run was stopped.")
+    store.close_call(end, attempt_end(attempt, "expire", 100))
+    return call
+
+
+async def test_a_stop_by_hand_names_the_call_that_it_cut_whatever_other_calls_come_to(store):
+    cut = await cut_call(store, step="write")
+    by = (await the_run(store)).stopped_by
+    assert (by.kind, by.step, by.request_id) == ("stopped", "write", cut.request_id)
+    assert [step.state for step in (await store.run(RUN, fleet="crew")).steps] == ["stopped"]
+    for code, limit in (("run_stopped", "stopped"), ("rate_limit_exceeded", "rpm"), ("guardrail_blocked", None)):
+        await do_call(store, outcome="refused", code=code, status=403, limit=limit)
+        run = await the_run(store)
+        assert (run.state, run.stopped_by) == ("stopped", by)
+
+
+@pytest.mark.parametrize("outcome", ["ok", "failed"])
+async def test_a_call_in_flight_that_ends_of_itself_does_not_undo_the_stop_by_hand(store, outcome):
+    call, attempt = a_call(run_id=RUN), an_attempt(100, run_scope(), role_scope())
+    await store.open_call(call, attempt)
+    await store.stop_run("crew", RUN, T0 + 7)
+    store.close_call(call_end(call, outcome), attempt_end(attempt, "post", 10))
+    run = await the_run(store)
+    assert (run.state, run.stopped_by.kind, run.stopped_by.request_id) == ("stopped", "stopped", None)
+
+
+async def test_a_run_that_went_on_after_a_refusal_is_stopped_by_hand_when_it_is(store):
+    """The SDK says that it runs, so the refusal that its last call met did not end it."""
+    await store.report_run("crew", RUN, RunReport(name="r", started_us=T0))
+    await do_call(store, outcome="refused")
+    await store.stop_run("crew", RUN, T0 + 7)
+    await store.report_run("crew", RUN, RunReport(name="r", state="stopped", started_us=T0, ended_us=T0 + 9))
+    assert (await the_run(store)).stopped_by.kind == "stopped"
+
+
+BUDGET = StoppedBy(kind="budget", code="budget_exhausted", scope="run", limit="budget")
+
+
+@pytest.mark.parametrize("stopped_by", [None, BUDGET])
+async def test_a_run_that_ends_well_was_stopped_by_nothing(store, stopped_by):
+    """Whatever the last call met, and whatever an older SDK tells beside its `ok`."""
+    await do_call(store, outcome="refused")
+    told = RunReport(name="r", state="ok", started_us=T0, ended_us=T0 + 5, stopped_by=stopped_by)
+    await store.report_run("crew", RUN, told)
+    run = await the_run(store)
+    assert (run.state, run.stopped_by) == ("recovered", None)
+    (listed,) = (await store.runs(LogFilter(), before=None, limit=5)).runs
+    assert listed.stopped_by is None
+
+
+async def test_the_cause_of_an_earlier_report_ends_with_the_report_that_replaces_it(store):
+    for state, stop in (("stopped", BUDGET), ("running", None), ("failed", None)):
+        await store.report_run("crew", RUN, RunReport(name="r", state=state, started_us=T0, stopped_by=stop))
+        run = await the_run(store)
+        assert (run.state, run.stopped_by) == (state, stop)
+
+
 async def test_a_report_with_an_unknown_state_is_refused(store):
     with pytest.raises(ValueError, match="sleeping"):
         await store.report_run("crew", RUN, RunReport(name="r", state="sleeping", started_us=T0))
+
+
+@pytest.mark.parametrize("at_us", [-5, 0, T0 // 1_000_000, T0 // 1_000, T0 + 25 * HOUR_US, T0 * 1_000, 9 * 10**18])
+@pytest.mark.parametrize("field", ["started_us", "ended_us"])
+@pytest.mark.parametrize("of", ["run", "step"])
+async def test_a_report_with_a_time_that_cannot_be_meant_is_refused(store, of, field, at_us):
+    """Another unit, or a clock far ahead: the run would stay at one end of every list."""
+    times = {"started_us": T0, "ended_us": T0 + 5, field: at_us}
+    if of == "run":
+        told = RunReport(name="r", state="ok", **times)
+    else:
+        told = RunReport(name="r", started_us=T0, steps=[StepReport(step="plan", state="ok", **times)])
+    with pytest.raises(ValueError, match=f"`{field}` of .*{of}.* is {at_us};"):
+        await store.report_run("crew", RUN, told)
+    assert await store.run(RUN, fleet="crew") is None
+
+
+async def test_a_report_from_a_clock_in_another_time_zone_is_kept(store, clock):
+    for started_us in (946_684_800_000_000, T0 + 24 * HOUR_US):
+        told = RunReport(name="r", state="ok", started_us=started_us, ended_us=T0 + 24 * HOUR_US)
+        await store.report_run("crew", RUN, told)
+        assert (await the_run(store)).started_us == started_us
+    clock.now_us -= 1
+    with pytest.raises(ValueError, match="at most a day after"):
+        await store.report_run("crew", RUN, told)
 
 
 async def test_a_run_shows_its_calls_in_order_with_their_steps(store):

@@ -411,7 +411,7 @@ def test_a_forgotten_key_works_on_and_is_a_conflict_until_adopted(world):
 
 @pytest.mark.parametrize("act", ["block", "unblock"])
 def test_an_act_on_a_key_that_is_not_there_says_so(world, act):
-    with pytest.raises(ProvisionError, match="no key crew/nobody"):
+    with pytest.raises(ProvisionError, match="no key of role nobody in a fleet crew"):
         world.run(getattr(operate, act)("crew", "nobody"))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nemo_agents.policy.grouping import RunRef, run_of
-from nemo_agents.policy.hosts import host_allowed
+from nemo_agents.policy.grouping import RunRef, is_run_id, run_of
+from nemo_agents.policy.hosts import host_allowed, is_loopback, is_loopback_url
 from nemo_agents.policy.ledger import RunCaps, Settlement
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.settlement import settle_answer, settle_failure
@@ -55,9 +57,37 @@ def test_labels_are_percent_decoded_and_caps_are_exact():
 
 
 @pytest.mark.parametrize(
+    ("headers", "body", "name"),
+    [
+        ({}, {"metadata": {"session_id": "Chat with Bob"}}, "Chat with Bob"),
+        ({"x-acme-session-id": "sess 1"}, {}, "sess 1"),
+        ({"x-litellm-session-id": "caf\u00e9"}, {}, "caf\u00e9"),
+        ({"x-acme-session-id": "req_0123"}, {}, "req_0123"),
+        ({"x-acme-session-id": "last"}, {}, "last"),
+        ({}, {"session_id": "\ud800\x00"}, None),
+    ],
+)
+def test_anothers_session_id_may_be_any_text(headers, body, name):
+    """The run gets an id that follows from the text, the same each time, and the text as its name."""
+    run = run_of(headers, body)
+    assert run == run_of(headers, body)
+    assert is_run_id(run.run_id)
+    assert run.run_id.startswith("s-")
+    assert run.name == name
+
+
+@pytest.mark.parametrize("zero", [f"00-{'0' * 32}-b7ad6b7169203331-01", f"00-{TRACE}-{'0' * 16}-01"])
+def test_a_trace_of_zeros_is_no_trace(zero):
+    """W3C Trace Context, section 3.2.2: all zeros is invalid."""
+    assert run_of({"traceparent": zero}, {}).run_id is None
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {"x-nemo-run-id": "has space"},
+        {"x-nemo-run-id": "last"},
+        {"x-nemo-run-id": "req_0123"},
         {"x-nemo-run-id": "x" * 129},
         {"x-nemo-run-id": "-dash-first"},
         {"x-nemo-run-id": "r", "x-nemo-step": "a%0Ab"},
@@ -93,13 +123,39 @@ def test_what_cannot_be_meant_is_refused_and_names_the_header(headers):
     ],
 )
 def test_only_the_gateways_own_names_are_answered(host, allowed):
-    assert host_allowed(host, ("gw.example",)) is allowed
+    assert host_allowed(host, ("GW.example",)) is allowed
+    assert host_allowed(host, lambda name: name == "gw.example") is allowed
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("localhost", True),
+        ("gateway.localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("notlocalhost", False),
+        ("", False),
+    ],
+)
+def test_only_this_machine_is_loopback(host, here):
+    assert is_loopback(host) is here
+    assert is_loopback_url(f"http://{f'[{host}]' if ':' in host else host}:4141/v1") is here
 
 
 @pytest.mark.parametrize(
     ("sent", "status", "kind"),
     [
         (False, None, "void"),
+        (True, 201, "expire"),
+        (True, 202, "expire"),
+        (True, 204, "expire"),
+        (True, 302, "expire"),
         (True, 400, "void"),
         (True, 429, "void"),
         (True, 500, "void"),
@@ -114,6 +170,16 @@ def test_only_what_provably_cost_nothing_is_voided(sent, status, kind):
     assert settled == Settlement(kind=kind, amount_nanos=0 if kind == "void" else 70)
 
 
+@given(st.booleans(), st.none() | st.integers(100, 999), st.integers(0, 10**12))
+def test_a_hold_is_voided_only_for_what_was_not_sent_or_was_refused(sent, status, hold_nanos):
+    settled = settle_failure(sent=sent, status=status, hold_nanos=hold_nanos)
+    if settled.kind == "void":
+        assert not sent or (status is not None and status >= 400)
+        assert settled.amount_nanos == 0
+    else:
+        assert settled == Settlement(kind="expire", amount_nanos=hold_nanos)
+
+
 def test_an_answer_is_posted_at_its_cost_and_an_unknown_cost_at_the_hold():
     assert settle_answer(cost_nanos=90, hold_nanos=70) == Settlement(kind="post", amount_nanos=90)
     assert settle_answer(cost_nanos=0, hold_nanos=70) == Settlement(kind="post", amount_nanos=0)
@@ -126,7 +192,7 @@ def chunk(delta=None, *, index=0, finish=None, **more):
 
 def test_a_stream_is_gathered_into_the_message_it_would_have_been():
     tally = StreamTally(hide_usage=True)
-    assert tally.see(chunk({"role": "assistant", "content": ""}, model="m"))
+    assert tally.see(chunk({"role": "assistant", "content": ""}))
     assert not tally.visible
     assert tally.see(chunk({"content": "Hel"}))
     assert tally.visible
@@ -139,7 +205,25 @@ def test_a_stream_is_gathered_into_the_message_it_would_have_been():
         "content": "Hello",
         "tool_calls": [{"type": "function", "id": "c1", "function": {"name": "search", "arguments": '{"q":1}'}}],
     }
-    assert (tally.finish_reason, tally.usage, tally.model) == ("tool_calls", {"prompt_tokens": 3}, "m")
+    assert (tally.finish_reason, tally.usage) == ("tool_calls", {"prompt_tokens": 3})
+
+
+_KEYS = st.sampled_from(["content", "refusal", "reasoning", "reasoning_content", "name", "arguments"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), _KEYS, st.text(max_size=5)), max_size=40))
+def test_pieces_come_together_in_order_however_they_are_cut(pieces):
+    tally, whole = StreamTally(hide_usage=True), {}
+    for index, key, piece in pieces:
+        in_call = {"tool_calls": [{"index": 0, "function": {key: piece}}]}
+        tally.see(chunk(in_call if key in {"name", "arguments"} else {key: piece}, index=index))
+        whole.setdefault(index, {}).setdefault(key, []).append(piece)
+    answers = tally.answer if isinstance(tally.answer, list) else [tally.answer] if tally.answer else []
+    assert len(answers) == len(whole)
+    for answer, (_, texts) in zip(answers, sorted(whole.items()), strict=True):
+        function = answer["tool_calls"][0]["function"] if "tool_calls" in answer else {}
+        for key, said in texts.items():
+            assert {**answer, **function}[key] == "".join(said)
 
 
 def test_the_usage_chunk_is_shown_to_a_client_that_asked_for_it():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.keyring import KeyRing
-from nemo_agents.policy.keys import Grant, KeySecret, compose_key, mask_key, parse_public_id, usable
+from nemo_agents.policy.keys import Grant, KeySecret, compose_key, hide_keys, mask_key, mint, parse_public_id, usable
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.secret import Secret
 
@@ -26,6 +26,21 @@ def test_a_key_tells_its_public_id_and_masks_its_secret(public_id, secret):
     assert parse_public_id(key) == public_id
     assert secret not in mask_key(key)
     assert public_id in mask_key(key)
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_minted_key_is_well_formed(random):
+    public_id, key = mint(random.choice)
+    assert parse_public_id(key) == public_id
+
+
+@given(public_ids, secrets, st.text("ab sk-:", max_size=20), st.sampled_from(" \n\"',.:()"))
+def test_no_key_stays_in_a_text(public_id, secret, around, between):
+    key = compose_key(public_id, secret)
+    shown = hide_keys(f"{around}{between}{key}{between}sk-proj-{secret}{between}")
+    assert secret not in shown
+    assert mask_key(key) in shown
+    assert hide_keys("ask me, sk-short") == "ask me, sk-short"
 
 
 @given(public_ids, secrets, st.integers(0, 10_000), st.sampled_from(BASE62))
@@ -64,6 +79,19 @@ def test_a_grant_may_be_used_until_it_expires_and_unless_it_is_blocked_or_revoke
     grant, secret = grant_with(**changes)
     refusal = usable(grant, secret, now_us=100)
     assert (refusal.code if refusal else None) == code
+
+
+def test_a_secret_that_a_rotation_ended_is_not_said_to_have_expired():
+    old = KeySecret(public_id="a" * 10, digest=b"x", created_us=0, expires_us=100)
+    new = KeySecret(public_id="b" * 10, digest=b"y", created_us=90)
+    grant = Grant(grant_id="g", alias="crew/writer", secrets=(old, new))
+    assert usable(grant, old, now_us=99) is None
+    refusal = usable(grant, old, now_us=100)
+    assert refusal.code == Code.KEY_EXPIRED
+    assert refusal.message.startswith("The key of crew/writer was replaced by a rotation. ")
+    assert usable(grant, new, now_us=100) is None
+    alone = usable(Grant(grant_id="g", alias="crew/writer", secrets=(old,)), old, now_us=100)
+    assert "has expired" in alone.message
 
 
 def test_the_ring_knows_a_key_by_its_digest_alone():

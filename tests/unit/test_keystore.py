@@ -91,6 +91,14 @@ def test_a_folder_that_others_may_write_is_refused(store):
     assert not store.path.exists()
 
 
+def test_a_folder_in_the_place_of_the_file_is_refused(store):
+    store.path.mkdir(parents=True)
+    for use in (lambda: store.entries(URL, "crew"), lambda: store.put(URL, "crew", entry())):
+        with pytest.raises(KeyStoreError, match=f"the key store {store.path} is not a file"):
+            use()
+    assert store.path.is_dir()
+
+
 @pytest.mark.parametrize(
     "text",
     [b"", b"{", b"[]", b"\xff", b'{"keys": [{"secret": "sk-nemo-leak"}]}', b'{"version": 9, "keys": []}'],

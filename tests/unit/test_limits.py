@@ -114,7 +114,7 @@ def test_a_window_has_about_a_thousand_entries_whatever_happens():
         for step in range(50_000):
             entry = window.charge(T0 + step * 1000, 1, limit)
             if limit == 1000:
-                window.refund(entry, 1)  # given back at once: use never reaches the limit
+                window.settle(entry, -1)  # given back at once: use never reaches the limit
         assert len(window._entries) <= 2_100
 
 
@@ -138,12 +138,12 @@ def test_settling_leaves_what_was_used_in_the_first_place(operations, limit):
     assert estimated.used(now + WINDOW_US) == 0
 
 
-def test_a_refund_is_at_most_the_charge():
+def test_what_is_given_back_is_at_most_the_charge():
     window = RateWindow()
     entry = window.charge(T0, 5, 10)
     with pytest.raises(ValueError, match="cannot give back"):
-        window.refund(entry, 6)
-    window.refund(entry, 5)
+        window.settle(entry, -6)
+    window.settle(entry, -5)
     assert window.used(T0) == 0
     assert window.reset_us(T0) == 0
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import nemo_agents.cli
 from nemo_agents.errors import DeclarationError
 from nemo_agents.provision.load import load_fleet
 from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "research_crew"
+DEMO = Path(nemo_agents.cli.__file__).with_name("research_crew.toml")
 HEAD = "from nemo_agents.roles import AgentRole, FleetDeclaration\n"
 FLEET = 'fleet = FleetDeclaration("crew", roles=[AgentRole("writer", models=["gpt-4o"])])\n'
 TOML = '[fleet]\nname = "crew"\n[[roles]]\nname = "writer"\nmodels = ["gpt-4o"]\n'
@@ -27,9 +29,9 @@ def write(tmp_path):
     return write
 
 
-def test_the_example_says_the_same_in_both_forms():
+def test_the_example_says_the_same_in_both_forms_and_in_the_demo():
     from_python, from_toml = load_fleet(EXAMPLE / "fleet.py"), load_fleet(EXAMPLE / "fleet.toml")
-    assert from_python == from_toml
+    assert from_python == from_toml == load_fleet(DEMO)
     assert from_python.role("researcher").budget == Budget("$80/day", alert_at=0.8)
     assert from_python.role("researcher").tpm == 100_000
     assert [(one.roles_nanos, one.fleet_nanos) for one in from_python.worst_case()] == [(135 * 10**9, 170 * 10**9)]

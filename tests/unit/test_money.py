@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_agents.money import Money, format_nanos, nanos_from_wire, nanos_to_wire, parse_dollars
+from nemo_agents.money import Money, dollars_text, format_nanos, nanos_from_wire, nanos_to_wire, parse_dollars
 
 nanos = st.integers(min_value=0, max_value=10**18)
 
@@ -25,6 +25,22 @@ nanos = st.integers(min_value=0, max_value=10**18)
 )
 def test_dollars_are_read_exactly(written, expected):
     assert parse_dollars(written) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0"),
+        (1, "0.000000001"),
+        (5 * 10**8, "0.5"),
+        (20 * 10**9, "20"),
+        (100 * 10**9 + 10, "100.00000001"),
+        (-1, "-0.000000001"),
+    ],
+)
+def test_a_header_has_every_digit_and_no_more(amount, text):
+    assert dollars_text(amount) == text
+    assert Decimal(text) * 10**9 == amount
 
 
 def test_a_fraction_of_a_nano_is_rounded_up():

@@ -297,6 +297,81 @@ async def test_an_error_event_inside_an_async_stream_is_the_projects_error(gatew
         await anext(stream)
 
 
+# --- a connection that breaks in the middle of a stream ---
+CUT_SHORT = Told(events=[chunk("a")], cut=True)
+BROKE = "the connection to the gateway broke in the middle of an answer: ."
+
+
+@pytest.mark.parametrize("how", ["for", "next"])
+def test_a_stream_that_is_cut_off_is_the_projects_error(gateway, fleet, how):
+    gateway.answers.append(CUT_SHORT)
+    seen = []
+
+    def ask(client):
+        stream = client.chat.completions.create(**ASK, stream=True)
+        pieces = stream if how == "for" else iter(lambda: next(stream), None)
+        seen.extend(piece.choices[0].delta.content for piece in pieces)
+
+    with pytest.raises(GatewayUnreachable, match=BROKE), fleet.run("r") as run, run.step("s", "researcher") as step:
+        ask(step.openai())
+    assert seen == ["a"]
+    assert run.state == "failed"
+    assert run.error is not None
+    assert run.error.startswith("GatewayUnreachable: the connection to the gateway broke")
+
+
+@pytest.mark.parametrize("how", ["for", "next"])
+async def test_an_async_stream_that_is_cut_off_is_the_projects_error(gateway, fleet, how):
+    gateway.answers.append(CUT_SHORT)
+    stream = await fleet["researcher"].async_openai().chat.completions.create(**ASK, stream=True)
+    await anext(stream)
+    rest = aiter(stream) if how == "for" else stream
+    with pytest.raises(GatewayUnreachable, match=BROKE):
+        await anext(rest)
+
+
+def raw_pieces(stream):
+    """The bytes of an answer, as openai 2 reads them: what the HTTP library raises comes out as it is."""
+    yield from stream.response.iter_bytes()
+
+
+def test_what_the_http_library_itself_raises_in_a_stream_is_the_projects_error(gateway, fleet):
+    gateway.answers.append(CUT_SHORT)
+    stream = fleet["researcher"].openai().chat.completions.create(**ASK, stream=True)
+    stream._iterator = raw_pieces(stream)
+    with pytest.raises(GatewayUnreachable, match=BROKE) as caught:
+        list(stream)
+    assert not isinstance(caught.value.__cause__, openai.OpenAIError)
+    assert type(caught.value.__cause__).__module__.startswith("httpx")
+
+
+def test_a_stream_that_is_used_wrongly_is_no_fault_of_the_connection(gateway, fleet):
+    stream = fleet["researcher"].openai().chat.completions.create(**ASK, stream=True)
+    stream.close()
+    stream._iterator = raw_pieces(stream)
+    with pytest.raises(RuntimeError):
+        list(stream)
+
+
+@pytest.mark.parametrize("exc", [ValueError("mine"), KeyError("mine"), OSError("mine")])
+def test_another_exception_in_a_stream_stays_what_it_is(gateway, fleet, exc):
+    def pieces():
+        yield "a"
+        raise exc
+
+    stream = fleet["researcher"].openai().chat.completions.create(**ASK, stream=True)
+    stream._iterator = pieces()
+    with pytest.raises(type(exc)) as caught:
+        list(stream)
+    assert caught.value is exc
+
+
+def test_a_stream_that_has_ended_says_so(gateway, fleet):
+    stream = fleet["researcher"].openai().chat.completions.create(**ASK, stream=True)
+    assert len(list(stream)) == 2
+    assert next(stream, None) is None
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 def test_a_spent_budget_is_one_request_and_ends_the_run_with_what_it_has(gateway, fleet):
     went_on = []

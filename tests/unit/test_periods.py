@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nemo_agents.policy.periods import DURATION_OF, period_at, period_name
+from nemo_agents.policy.periods import DURATION_OF, period_at, period_name, span_seconds
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 
@@ -72,6 +72,36 @@ def test_days_are_as_long_as_they_are(zone, day, hours):
     assert period.id == "{}-{:02}-{:02}".format(*day)
     assert period.resets_us is not None
     assert (period.resets_us - period.starts_us) / 3_600_000_000 == hours
+
+
+@pytest.mark.parametrize(("written", "same"), [("24h", "1d"), ("168h", "7d")])
+@pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo"])
+def test_a_day_or_week_written_in_hours_is_the_same_period(written, same, zone):
+    """Or else a tool that writes the one for the other would open a fresh budget."""
+    tz, now_us = ZoneInfo(zone), us(2026, 11, 24, 1)
+    assert period_at(written, now_us, tz=tz) == period_at(same, now_us, tz=tz)
+    assert period_name(written) == period_name(same)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1s", 1), ("90s", 90), ("30m", 1_800), ("24h", 86_400), ("7d", 604_800), ("2w", 1_209_600), ("999999s", 999_999)],
+)
+def test_a_time_span_has_that_many_seconds(text, seconds):
+    assert span_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0s", "07d", "-1h", "1 h", "1.5h", "1y", "1mo", "h", "24", "24H", "1000000s", "1d\n", "٣d"]
+)
+def test_any_other_text_is_no_time_span(text):
+    assert span_seconds(text) is None
+
+
+@pytest.mark.parametrize("duration", ["2w", "0d", "day", ""])
+def test_no_budget_has_such_a_period(duration):
+    with pytest.raises(ValueError, match="not a budget duration"):
+        period_at(duration, 0)
 
 
 def test_a_skipped_midnight_begins_at_the_jump():

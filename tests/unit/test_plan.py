@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.errors import ProvisionError
+from nemo_agents.policy.periods import DURATION_OF
 from nemo_agents.provision.plan import plan, plan_destroy
-from nemo_agents.provision.render import plan_from_json, plan_to_json, plan_to_text, summary
+from nemo_agents.provision.render import done, plan_from_json, plan_to_json, plan_to_text, summary
 from nemo_agents.provision.snapshot import Snapshot
 from nemo_agents.provision.specs import (
-    DURATIONS,
     fleet_spec,
     group_spec,
     key_spec,
@@ -90,7 +90,8 @@ def test_an_empty_gateway_gets_everything_in_order():
         ("create", "role", "writer"),
     ]
     assert not made.is_empty
-    assert summary(made) == "2 to create. Worst case per day: $100 by roles, $170 by fleet."
+    assert summary(made) == "4 to create. Worst case per day: $100 by roles, $170 by fleet."
+    assert done(made) == "4 created"
 
 
 def test_a_gateway_as_declared_needs_nothing():
@@ -221,7 +222,8 @@ def test_a_model_group_is_compared_in_its_order():
     wanted = crew(models=[ModelGroup("fast", ["gemini/b", "openai/a"])])
     made = plan(wanted, live_of(crew()), KNOWN)
     assert changed(made) == {"fast": "update"}
-    assert summary(made).startswith("No key to change, but: model group.")
+    assert summary(made).startswith("1 to update.")
+    assert done(made) == "1 updated"
 
 
 def test_a_blocked_key_is_told_of():
@@ -252,7 +254,17 @@ def test_destroy_revokes_then_removes():
         ("revoke", "models"),
         ("revoke", "fleet"),
     ]
+    assert (summary(made), done(made)) == ("4 to revoke.", "4 revoked")
     assert plan_destroy(EMPTY).is_empty
+
+
+def test_the_summary_counts_the_lines_above_it():
+    wanted = crew(models=[ModelGroup("fast", ["gemini/b"]), ModelGroup("slow", ["openai/c"])], budget="$9/day")
+    made = plan(wanted, live_of(crew(), keys=()), ())
+    lines = plan_to_text(made).splitlines()
+    signs = [line[2] for line in lines if line[2:3] in "+~" and line[3:4] == " "]
+    assert summary(made).startswith(f"{signs.count('+')} to create, {signs.count('~')} to update.")
+    assert done(made) == "3 created, 2 updated"
 
 
 def test_a_live_amount_that_is_none_is_an_error_with_its_owner():
@@ -339,7 +351,7 @@ def test_a_key_says_on_the_wire_what_was_declared(fleet):
     for role in fleet.roles:
         row = row_of(fleet, role.name)
         assert live_key_spec(row, role.name) == key_spec(fleet, role)
-        assert row.budget_duration == (None if role.budget is None else DURATIONS[role.budget.period])
+        assert row.budget_duration == (None if role.budget is None else DURATION_OF[role.budget.period])
 
 
 @quickly

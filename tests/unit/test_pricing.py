@@ -271,6 +271,38 @@ def test_what_text_does_not_bound_is_named(body, named):
     assert content_boundable(body) == named
 
 
+BESIDE_TEXT = [
+    "audio",
+    "cached_content",
+    "container",
+    "conversation",
+    "extra_body",
+    "mcp_servers",
+    "modalities",
+    "models",
+    "plugins",
+    "prediction",
+    "previous_response_id",
+    "search_parameters",
+    "speed",
+    "web_search_options",
+]
+
+
+@pytest.mark.parametrize("field", BESIDE_TEXT)
+@pytest.mark.parametrize("value", [{}, [], 0, False, ""], ids=repr)
+def test_an_empty_switch_is_a_switch(field, value):
+    """An empty `web_search_options` switches web search on: only null is as good as absent."""
+    text = {"messages": [{"role": "user", "content": "t"}], "tools": []}
+    assert content_boundable({**text, field: value}) == field
+    assert content_boundable({**text, field: None}) is None
+
+
+def test_a_spoken_answer_without_content_is_still_one():
+    assert content_boundable({"messages": [{"role": "assistant", "audio": {}}]}) == "messages[0].audio"
+    assert content_boundable({"messages": [{"role": "assistant", "audio": None}]}) is None
+
+
 def test_content_nested_without_end_is_not_followed():
     content = [{"type": "text"}]
     for _ in range(5000):

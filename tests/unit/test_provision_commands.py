@@ -114,8 +114,9 @@ def test_provision_shows_the_plan_and_performs_it(terminal):
         "  + fast        model group · openai/a",
         "  + researcher  120 rpm · 100k tpm · $80/day · gpt-4o-mini · pii-filter, prompt-injection-detect",
         "  + writer      30 rpm · $20/day · fast",
-        "  2 to create. Worst case per day: $100 by roles, $170 by fleet.",
+        "  4 to create. Worst case per day: $100 by roles, $170 by fleet.",
     ]
+    assert result.stdout.splitlines()[5].startswith(f"  Done: 4 created at {terminal.url}. ")
     assert len(terminal.machine.live()) == 2
     assert terminal.run("check", terminal.fleet).exit_code == 0
     again = terminal.run("provision", terminal.fleet)  # nothing to ask about
@@ -132,7 +133,7 @@ def test_without_a_terminal_nothing_is_done_unless_told_so(terminal):
 
 def test_only_planning_changes_nothing(terminal):
     for args in (("provision", terminal.fleet, "--plan"), ("plan", terminal.fleet)):
-        assert "2 to create" in terminal.run(*args).stdout
+        assert "4 to create" in terminal.run(*args).stdout
     assert terminal.machine.keys == []
     assert not terminal.home.exists()
 
@@ -184,6 +185,20 @@ def test_json_of_provision_is_one_document(terminal):
     assert json.loads(terminal.run("provision", terminal.fleet, "--yes", "--json").stdout)["empty"] is True
 
 
+@pytest.mark.parametrize("command", ["plan", "check", "provision"])
+def test_what_a_fleet_file_prints_is_no_part_of_the_json(terminal, tmp_path, command):
+    file = tmp_path / "talks.py"
+    file.write_text(
+        "from nemo_agents import AgentRole, Fleet\n"
+        "print('I am being read')\n"
+        "fleet = Fleet('talks', roles=[AgentRole('writer', models=['gpt-4o-mini'])])\n"
+    )
+    options = ["--yes"] if command == "provision" else []
+    result = terminal.run(command, file, "--json", *options)
+    assert json.loads(result.stdout)["plan"]["fleet"] == "talks"
+    assert result.stderr == "I am being read\n"
+
+
 def test_adopt_and_forget_and_revoke(terminal):
     terminal.run("provision", terminal.fleet, "--yes")
     terminal.run("forget", "crew", "writer")
@@ -202,6 +217,25 @@ def test_destroy_removes_what_provision_made(terminal):
     assert (terminal.machine.live(), terminal.machine.teams, terminal.machine.deployments) == ([], {}, {})
     with pytest.raises(ProvisionError, match="no key for fleet crew"):
         terminal.run("keys", "export", "crew")
+
+
+def test_a_fleet_and_a_role_that_are_not_there_are_an_error(terminal):
+    terminal.run("provision", terminal.fleet, "--yes")
+    with pytest.raises(ProvisionError, match=f"there is no fleet nope at {terminal.url}"):
+        terminal.run("destroy", "nope", "--yes")
+    for fleet, role in (("crew", "nope"), ("nope", "writer")):
+        with pytest.raises(ProvisionError, match=f"has no key of role {role} in a fleet {fleet}"):
+            terminal.run("forget", fleet, role)
+    assert terminal.run("check", terminal.fleet).exit_code == 0
+
+
+def test_a_key_that_is_gone_from_the_gateway_can_be_forgotten(terminal):
+    terminal.run("provision", terminal.fleet, "--yes")
+    key = terminal.machine.live_of("crew/writer")
+    terminal.machine.keys.remove(key)
+    assert "the gateway has no such key" in terminal.run("forget", "crew", "writer").stdout
+    with pytest.raises(ProvisionError, match="has no key of role writer"):
+        terminal.run("forget", "crew", "writer")
 
 
 def test_the_admin_key_is_looked_for_in_the_home_and_its_absence_says_where(terminal):

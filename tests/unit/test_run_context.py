@@ -35,7 +35,7 @@ from nemo_agents import (
 from nemo_agents.admin import headers as h
 from nemo_agents.admin.wire import RunReport
 from nemo_agents.errors import ErrorFacts, RunStopped
-from nemo_agents.money import NANOS_PER_DOLLAR, parse_dollars
+from nemo_agents.money import NANOS_PER_DOLLAR, dollars_text, parse_dollars
 from nemo_agents.policy import grouping
 from nemo_agents.provision.keystore import FileKeyStore
 from nemo_agents.provision.stored import StoredKey
@@ -95,7 +95,7 @@ def test_any_other_run_id_gives_a_trace_id_of_its_own(run_id):
 
 @given(st.integers(min_value=1, max_value=10**9 * NANOS_PER_DOLLAR))
 def test_a_budget_in_a_header_is_exact(nanos):
-    text = propagate.dollars_text(nanos)
+    text = dollars_text(nanos)
     assert Decimal(text) * NANOS_PER_DOLLAR == nanos
     assert parse_dollars(text) == nanos
 
@@ -336,13 +336,86 @@ def test_a_swallowed_refusal_that_nothing_followed_stops_the_run(fleet):
     assert run.stopped_by.step == "s"
 
 
-def test_a_swallowed_refusal_that_a_success_followed_leaves_the_run_ok(fleet):
+def test_a_swallowed_refusal_that_a_success_followed_leaves_the_run_ok(fleet, gateway):
     with fleet.run("r") as run:
         run.saw(Answer(sent=run.sends(), error=spent()))
+        assert run.stopped_by is not None
+        assert run.stopped_by.kind == "budget"
         run.saw(Answer(sent=run.sends()))
-    assert run.state == "ok"
+    assert (run.state, run.stopped_by) == ("ok", None)
+    assert (gateway.ends[0]["state"], gateway.ends[0]["stopped_by"]) == ("ok", None)
+
+
+def see_and_leave(run, *errors, by):
+    """Let a run see these answers (None is a success), and leave it by an exception."""
+    for error in errors:
+        run.saw(Answer(sent=run.sends(), error=error))
+    raise by
+
+
+def test_a_failure_is_not_put_on_a_refusal_that_the_run_had_overcome(fleet, gateway):
+    with pytest.raises(KeyError), fleet.run("r") as run:
+        see_and_leave(run, spent(), None, by=KeyError())
+    assert (run.state, run.stopped_by) == ("failed", None)
+    assert gateway.ends[0]["stopped_by"] is None
+
+
+def test_a_failure_after_a_refusal_that_nothing_followed_tells_of_it(fleet):
+    with pytest.raises(AttributeError), fleet.run("r") as run:
+        see_and_leave(run, spent(), by=AttributeError())
+    assert run.state == "failed"
     assert run.stopped_by is not None
     assert run.stopped_by.kind == "budget"
+
+
+def test_an_answer_that_comes_after_the_end_does_not_change_it(fleet):
+    with fleet.run("r") as run:
+        pass
+    run.saw(Answer(sent=run.sends(), error=spent()))
+    assert (run.state, run.stopped_by) == ("ok", None)
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_a_program_that_exits_well_has_not_failed(fleet, gateway, code):
+    with pytest.raises(SystemExit), fleet.run("r") as run, run.step("s") as step:
+        sys.exit(code)
+    assert (run.state, run.error, step.state, step.error) == ("ok", None, "ok", None)
+    assert [gateway.ends[0][name] for name in ("state", "error")] == ["ok", None]
+
+
+@pytest.mark.parametrize(
+    ("exc", "error"),
+    [
+        (SystemExit(3), "SystemExit: the program ended itself with exit code 3"),
+        (SystemExit("no config"), "SystemExit: no config"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: the program was interrupted"),
+    ],
+)
+def test_another_end_of_the_program_has_failed_and_says_how(fleet, gateway, exc, error):
+    with pytest.raises(type(exc)), fleet.run("r") as run, run.step("s") as step:
+        raise exc
+    assert (run.state, run.error, step.state, step.error) == ("failed", error, "failed", error)
+    assert [gateway.ends[0][name] for name in ("state", "error")] == ["failed", error]
+
+
+def test_an_exit_for_a_stop_is_a_stop_and_still_leaves_the_program(fleet):
+    def work():
+        try:
+            raise spent()
+        except BudgetExceeded as exc:
+            raise SystemExit(1) from exc
+
+    with pytest.raises(SystemExit), fleet.run("r") as run:
+        work()
+    assert run.state == "stopped"
+    assert run.stopped_by is not None
+    assert run.stopped_by.kind == "budget"
+
+
+def test_an_exit_after_a_refusal_that_nothing_followed_is_a_stop(fleet):
+    with pytest.raises(SystemExit), fleet.run("r") as run:
+        see_and_leave(run, spent(), by=SystemExit())
+    assert run.state == "stopped"
 
 
 def test_a_success_that_was_under_way_when_another_call_was_refused_does_not_undo_the_stop(fleet):
@@ -414,6 +487,45 @@ def test_the_end_of_a_run_is_reported_with_its_steps(fleet, gateway):
         assert told.started_us <= step.started_us <= step.ended_us <= told.ended_us
     assert run.url == f"{gateway.url}/runs/nightly-7"
     assert (run.cost_nanos, run.calls, run.report_error) == (777_000_001, 7, None)
+
+
+def row_of(run_id: str, state: str, **more) -> Told:
+    row = {"run_id": run_id, "fleet": "crew", "name": "r", "state": state, "grouped": True, "started_us": 1}
+    return Told(body={**row, "calls": 3, "cost_nanos": 5, **more})
+
+
+BUDGET = {"kind": "budget", "code": "budget_exhausted", "scope": "role", "limit": "budget", "message": "it is spent"}
+
+
+@pytest.mark.parametrize(
+    ("told", "state", "kind"),
+    [
+        ({"state": "recovered", "errors": 1}, "recovered", None),
+        ({"state": "recovered", "errors": 1, "stopped_by": BUDGET}, "recovered", None),
+        ({"state": "ok", "stopped_by": BUDGET}, "ok", None),
+        ({"state": "stopped", "stopped_by": BUDGET}, "stopped", "budget"),
+        ({"state": "failed", "stopped_by": BUDGET}, "failed", "budget"),
+        ({"state": "failed"}, "failed", None),
+        ({"state": "running"}, "ok", None),
+        ({"state": "a-state-of-tomorrow"}, "ok", None),
+    ],
+)
+def test_behind_its_block_a_run_says_what_the_gateway_says(fleet, gateway, told, state, kind):
+    with fleet.run("r") as run:
+        assert isinstance(run._starting, threading.Thread)
+        run._starting.join()
+        gateway.report_answers.append(row_of(run.id, **told))
+    assert run.state == state
+    assert (run.stopped_by.kind if run.stopped_by else None) == kind
+    assert (run.calls, run.cost_nanos) == (3, 5)
+
+
+async def test_behind_its_block_an_async_run_says_what_the_gateway_says(fleet, gateway):
+    async with fleet.run("r") as run:
+        assert isinstance(run._starting, asyncio.Task)
+        await run._starting
+        gateway.report_answers.append(row_of(run.id, "recovered"))
+    assert (run.state, run.calls) == ("recovered", 3)
 
 
 def test_a_start_is_reported_while_the_run_goes_on_and_before_its_end(fleet, gateway):

@@ -190,6 +190,53 @@ def test_without_javascript_a_call_opens_and_links_lead_on(browser: Browser, bas
         assert page.get_by_role("row").count() > 1
 
 
+def test_without_javascript_links_lead_through_the_pages_of_a_long_run(browser: Browser, base: str) -> None:
+    with watched(browser, base, "no-script") as made:
+        page = made.open(path_of("long_run"))
+        assert page.evaluate("document.documentElement.scrollHeight") < 12_000
+        calls = v.long_run().calls
+        assert page.locator(f"#call-{calls[0].request_id}").is_visible()
+        assert not page.locator(f"#call-{calls[500].request_id}").count()
+        page.get_by_role("navigation", name="Calls", exact=True).get_by_role("link", name="600").click()
+        assert page.url.endswith("?from=401")
+        assert page.locator(f"#call-{calls[500].request_id}").is_visible()
+        assert page.locator(f"#call-{calls[349].request_id}").is_visible()  # a problem of another page
+        page.locator("#step-1").get_by_role("link", name="100 calls on other pages").click()
+        assert page.url.endswith("?from=1#step-1")
+        page.get_by_role("link", name="4 calls were refused with 429 (rpm)").click()
+        assert page.locator(f"#call-{calls[349].request_id} .body").is_visible()
+
+
+LONG_NAMES = ("compare every claim of the draft with the sources that were found on the web", "w" * 70)
+
+
+@pytest.mark.parametrize("look", ["light", "narrow-dark"])
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_a_number_stands_beside_a_long_name_and_a_long_cause_is_cut(browser: Browser, look: str, name: str) -> None:
+    detail = v.failed_in_application()
+    for row in (*detail.steps, *detail.calls):
+        row.step = name
+    for call in detail.calls:
+        call.model_asked = call.model_served = name
+    detail.run.error = " ".join(LONG_NAMES)
+    with serve(v.MemoryReader([detail])) as address, watched(browser, address, look) as made:
+        page = made.open(f"/runs/{detail.run.run_id}")
+        for number, text in ((".step-row .seq", ".label"), ("summary .seq", ".model")):
+            left, right = page.locator(number).first.bounding_box(), page.locator(text).first.bounding_box()
+            assert left is not None
+            assert right is not None
+            assert abs(left["y"] - right["y"]) < 6
+            assert left["x"] + left["width"] <= right["x"]
+        assert overflow(page) <= 0
+        cause = made.open("/runs").locator(".c-cause .clamp")
+        box = cause.bounding_box()
+        assert box is not None
+        assert box["height"] < 4 * 18  # three lines
+        assert box["width"] > 200
+        assert cause.get_attribute("title") == cause.text_content()
+        assert overflow(page) <= 0
+
+
 def test_keys_move_and_find_problems(browser: Browser, base: str) -> None:
     with watched(browser, base, "light") as made:
         page = made.open(path_of("failed_upstream"))

@@ -1,5 +1,7 @@
 """The verdict sentence, scenario by scenario."""
 
+from typing import Any
+
 import msgspec
 import pytest
 import viewer_scenarios as v
@@ -41,7 +43,7 @@ def said(detail: wire.RunDetail) -> str:
         ),
         (
             "recovered",
-            "Recovered: 2 calls were refused with 429 (rpm) and later succeeded. 5 calls in 2 steps, $0.0184, 8.7 s.",
+            "Recovered: 2 calls were refused with 429 (rpm), and the run went on. 5 calls in 2 steps, $0.0184, 8.7 s.",
         ),
         (
             "running",
@@ -85,7 +87,6 @@ def test_each_scenario_is_told_in_one_sentence(scenario: str, sentence: str) -> 
         ({"kind": "budget", "code": "budget_exhausted", "scope": "fleet"}, "the budget of fleet research-crew did not"),
         ({"kind": "budget", "code": "request_exceeds_budget", "scope": "run"}, "could cost more than all of the run's"),
         ({"kind": "budget", "code": "budget_held", "scope": "run"}, "was held by calls still in flight"),
-        ({"kind": "stopped", "code": "run_stopped"}, "it was stopped by hand"),
         (
             {"kind": "access", "code": "key_revoked", "message": "this key is revoked."},
             "key_revoked, this key is revoked",
@@ -121,10 +122,174 @@ def test_a_failure_that_was_made_up_for_is_not_blamed() -> None:
     assert said(detail).startswith("Failed: KeyError: 'table'.")
 
 
-def test_problems_without_a_later_success_are_not_called_succeeded() -> None:
-    detail = v.recovered()
-    del detail.calls[-1]
-    assert "and the run went on without an answer" in said(detail)
+def budget_refusals(number: int, successes: int) -> wire.RunDetail:
+    """A loop that was refused, and then asked so often that this many calls succeeded."""
+    calls = [
+        v.refused(seq, "budget_exhausted", 402, limit="budget", scope="role", step="loop")
+        for seq in range(1, number + 1)
+    ]
+    calls += [v.call(number + 1 + n, step="loop") for n in range(successes)]
+    return v.detail("recovered", calls)
+
+
+@pytest.mark.parametrize(
+    ("number", "successes", "told"),
+    [
+        (88, 1, "Recovered: 88 calls were refused with 402 (budget), and the run went on. "),
+        (88, 87, "Recovered: 88 calls were refused with 402 (budget), and the run went on. "),
+        (88, 88, "Recovered: 88 calls were refused with 402 (budget) and later succeeded. "),
+        (1, 1, "Recovered: 1 call was refused with 402 (budget) and later succeeded. "),
+        (2, 0, "Recovered: 2 calls were refused with 402 (budget), and the run went on. "),
+    ],
+)
+def test_only_as_many_successes_make_up_for_calls_without_an_answer(number: int, successes: int, told: str) -> None:
+    assert said(budget_refusals(number, successes)).startswith(told)
+
+
+@pytest.mark.parametrize("elsewhere", [{"step": "write"}, {"model_asked": "gpt-4o"}, {"started_us": v.START - 1}])
+def test_a_success_elsewhere_or_before_makes_up_for_nothing(elsewhere: dict[str, Any]) -> None:
+    detail = budget_refusals(1, 1)
+    for name, value in elsewhere.items():
+        setattr(detail.calls[1], name, value)
+    assert "refused with 402 (budget), and the run went on. " in said(detail)
+
+
+def test_kinds_of_problems_that_ended_differently_are_told_apart() -> None:
+    detail = budget_refusals(2, 2)
+    broken = {"state": "failed", "status": 502, "code": "upstream_error", "step": "plan"}
+    calls = [*detail.calls, *(v.call(seq, **broken) for seq in (5, 6))]
+    assert said(v.detail("recovered", calls)).startswith(
+        "Recovered: 2 calls were refused with 402 (budget) and later succeeded; "
+        "2 calls failed with 502 (upstream_error), and the run went on. "
+    )
+
+
+# --- stopped by hand ----------------------------------------------------------------------------------------
+BY_HAND = wire.StoppedBy(kind="stopped", code="run_stopped", scope="run", limit="stopped")
+CUT: dict[str, Any] = {"state": "failed", "status": 403, "code": "run_stopped", "error": "This run was stopped."}
+
+
+def stopped_by_hand(*after: wire.CallRow, by: wire.StoppedBy | None = BY_HAND) -> wire.RunDetail:
+    calls = v.pipeline("run_20a8e2c3d4e5f620", 3)
+    for row in after:
+        row.run_id = calls[0].run_id
+    return v.detail("stopped", [*calls, *after], stopped_by=by)
+
+
+@pytest.mark.parametrize("by", [BY_HAND, msgspec.structs.replace(BY_HAND, step="write", request_id="x"), None])
+def test_a_stop_by_hand_names_the_call_that_it_cut(by: wire.StoppedBy | None) -> None:
+    detail = stopped_by_hand(v.call(4, step="write", **CUT), by=by)
+    verdict = why(detail)
+    assert verdict.text == "Stopped by hand during step write, call 4 (cut)."
+    assert verdict.culprit == detail.calls[3].request_id
+    parts = {part.text: part for part in verdict.parts}
+    assert (parts["step write"].step, parts["call 4"].call) == ("write", detail.calls[3].request_id)
+
+
+def test_a_stop_by_hand_that_cut_several_calls_and_refused_more_says_so() -> None:
+    late = [v.refused(seq, "run_stopped", 403, limit="stopped", scope="run") for seq in (6, 7)]
+    detail = stopped_by_hand(v.call(4, step=None, **CUT), v.call(5, step=None, **CUT), *late)
+    assert said(detail) == "Stopped by hand during call 4 and 1 more call (cut); 2 later calls were refused."
+
+
+def test_a_stop_by_hand_between_calls_says_how_many_there_were() -> None:
+    assert said(stopped_by_hand()) == "Stopped by hand after 3 calls."
+    late = v.refused(4, "run_stopped", 403, limit="stopped", scope="run")
+    assert said(stopped_by_hand(late)) == "Stopped by hand after 3 calls; 1 later call was refused."
+    assert said(v.detail("stopped", [], stopped_by=BY_HAND)) == "Stopped by hand before its first call."
+
+
+def test_a_cause_by_hand_fits_a_table() -> None:
+    assert cause(stopped_by_hand().run) == "stopped by hand"
+    by = msgspec.structs.replace(BY_HAND, step="write")
+    assert cause(stopped_by_hand(by=by).run) == "stopped by hand during write"
+
+
+# --- abandoned calls ----------------------------------------------------------------------------------------
+LOST_SIGHT = "the gateway lost sight of this call; it is charged at its hold"
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"status": None, "error": LOST_SIGHT, "usage_source": "hold", "cost_nanos": 164_000},
+            (
+                "the gateway lost sight of this call, as after a crash or a restart; "
+                "it was charged at its hold, $0.000164."
+            ),
+        ),
+        (
+            {"status": None, "error": LOST_SIGHT, "usage_source": "hold", "cost_nanos": 0},
+            "the gateway lost sight of this call, as after a crash or a restart.",
+        ),
+        (
+            {"status": 499, "error": "the client left before the end", "usage_source": "provider"},
+            "the caller hung up before the answer was complete.",
+        ),
+        (
+            {
+                "status": 499,
+                "code": "upstream_error",
+                "error": "The provider's stream broke off: the client left, and the provider did not finish in time.",
+                "usage_source": "hold",
+                "cost_nanos": 5_000_000,
+            },
+            "the caller hung up before the answer was complete; it was charged at its hold, $0.005.",
+        ),
+        (
+            {
+                "status": 499,
+                "error": "the gateway was shut down, or the client left",
+                "usage_source": "hold",
+                "cost_nanos": 5_000_000,
+            },
+            (
+                "the gateway was shut down, or the caller hung up, before the answer was complete; "
+                "it was charged at its hold, $0.005."
+            ),
+        ),
+        (
+            {"status": 499, "error": "the client went away before the call was sent", "cost_nanos": 0},
+            "the caller hung up before the call was sent.",
+        ),
+    ],
+)
+def test_an_abandoned_call_is_told_by_who_left_it(row: dict[str, Any], told: str) -> None:
+    calls = v.pipeline("run_21a8e2c3d4e5f621", 2)
+    calls.append(v.call(3, run_id=calls[0].run_id, step="write", state="abandoned", **row))
+    detail = v.detail("failed", calls, error=row["error"])
+    assert said(detail) == f"Failed at step write, call 3: {told}"
+
+
+def test_a_call_that_ended_with_the_gateway_says_so() -> None:
+    given = {"state": "failed", "status": 503, "code": "gateway_stopping", "error": "The gateway is stopping."}
+    row = v.call(1, usage_source="hold", cost_nanos=5_000_000, **given)
+    assert said(v.detail("failed", [row])) == (
+        "Failed at step plan, call 1: the gateway was shut down before the answer was complete; "
+        "it was charged at its hold, $0.005."
+    )
+
+
+def test_a_call_that_was_lost_between_two_attempts_says_what_the_first_met() -> None:
+    calls = v.pipeline("run_22a8e2c3d4e5f622", 2)
+    given = {"state": "abandoned", "status": None, "error": "overloaded", "usage_source": "hold", "cost_nanos": 0}
+    calls.append(v.call(3, run_id=calls[0].run_id, step="write", **given))
+    assert said(v.detail("failed", calls)).endswith(
+        "the gateway lost sight of this call, as after a crash or a restart; its last attempt had met: overloaded."
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (None, LOST_SIGHT, "2 calls were lost from the gateway's sight, and the run went on."),
+        (499, "the client left before the end", "2 calls were left by the caller, and the run went on."),
+    ],
+)
+def test_a_run_that_went_on_after_abandoned_calls_says_who_left_them(status: int, error: str, told: str) -> None:
+    lost = [v.call(seq, state="abandoned", status=status, error=error, step="plan") for seq in (1, 2)]
+    assert f"Recovered: {told}" in said(v.detail("recovered", [*lost, v.call(3, step="write")]))
 
 
 @pytest.mark.parametrize("state", ["ok", "stopped", "failed", "recovered", "running", "lost", "a-state-of-tomorrow"])
@@ -132,6 +297,12 @@ def test_a_run_without_calls_or_steps_still_has_a_verdict(state: str) -> None:
     detail = v.detail(state, [], steps=[])
     assert why(detail).text.endswith(".")
     assert isinstance(cause(detail.run), str)
+
+
+def test_a_refusal_is_no_cause_of_a_run_that_went_on() -> None:
+    run = v.stopped_by_budget().run
+    run.state = "recovered"
+    assert cause(run) == "1 call had no answer, the run went on"
 
 
 def test_the_verdict_does_not_change_the_run() -> None:

@@ -20,9 +20,11 @@ from starlette.routing import Mount, Route
 
 from nemo_agents.admin import wire
 from nemo_agents.secret import Secret
-from nemo_agents.viewer.app import viewer_app, viewer_routes
+from nemo_agents.viewer.app import viewer_app
+from nemo_agents.viewer.paths import viewer_routes
 from nemo_agents.viewer.reader import ReadFailed
-from nemo_agents.viewer.text import visible
+from nemo_agents.viewer.text import cost_column, visible
+from nemo_agents.viewer.verdict import PROBLEM_STATES
 
 BASE = "http://127.0.0.1:4141"
 ALL_HEADERS = {
@@ -306,7 +308,8 @@ async def test_each_run_has_a_page_with_its_verdict_first(client: httpx.AsyncCli
     assert " ".join(why(detail, now_us=v.NOW_US).text.split()) in page.text
     ids = [given["id"] for _, given in page.elements if "id" in given]
     assert len(ids) == len(set(ids))
-    assert {f"call-{row.request_id}" for row in detail.calls} <= set(ids)
+    first_page = [row for n, row in enumerate(detail.calls, 1) if n <= 200 or row.state in PROBLEM_STATES]
+    assert {f"call-{row.request_id}" for row in first_page} == {each for each in ids if each.startswith("call-")}
     targets = [given["href"] for _, given in page.elements if (given.get("href") or "").startswith(("#", "?"))]
     assert {target.partition("#")[2] for target in targets if target and "#" in target} <= set(ids)
 
@@ -344,6 +347,110 @@ async def test_a_huge_run_stays_a_page_that_a_browser_takes(client: httpx.AsyncC
     late = detail.calls[450].request_id
     one = await client.get(f"/runs/{detail.run.run_id}", params={"call": late})
     assert "Every character of it" in one.text
+
+
+# --- a run of several pages ---------------------------------------------------------------------------------
+def calls_on(page: Page) -> list[int]:
+    """The numbers of the calls on a page, in its order."""
+    ids = [given.get("id") or "" for _, given in page.elements]
+    return [int(each.rpartition("_")[2]) for each in ids if each.startswith("call-")]
+
+
+def link_to(page: Page, path: str) -> str:
+    return next(href for _, given in page.elements if (href := given.get("href") or "").startswith(path))
+
+
+@pytest.mark.parametrize(
+    ("query", "first", "last"),
+    [
+        ("", 1, 200),
+        ("?from=201", 201, 400),
+        ("?from=399", 201, 400),
+        ("?from=1401", 1_401, 1_500),
+        ("?from=99999999999999999999", 1_401, 1_500),
+        ("?from=0", 1, 200),
+        ("?from=-5", 1, 200),
+        ("?from=x", 1, 200),
+        ("?from=%C2%B2", 1, 200),
+    ],
+)
+async def test_a_long_run_is_shown_page_by_page_with_its_problems(
+    client: httpx.AsyncClient, query: str, first: int, last: int
+) -> None:
+    problems = (350, 351, 900, 1_403)
+    answer = await client.get(f"/runs/{run_id('long_run')}{query}")
+    page = Page(answer.text)
+    assert calls_on(page) == sorted({*range(first, last + 1), *problems})
+    assert len(answer.content) < 500_000
+    assert "sums are over all 1,500 calls" in page.text
+    named = [given for tag, given in page.elements if given.get("aria-current") == "page" and tag == "strong"]
+    assert len(named) == 2  # above and below the calls
+    assert f"{first}\N{EN DASH}{last}" in page.text
+
+
+async def test_links_lead_through_all_pages_of_a_long_run(client: httpx.AsyncClient) -> None:
+    seen: set[int] = set()
+    path = f"/runs/{run_id('long_run')}"
+    page = Page((await client.get(path)).text)
+    seen.update(calls_on(page))
+    for start in range(201, 1_500, 200):
+        page = Page((await client.get(path + link_to(page, f"?from={start}"))).text)
+        seen.update(calls_on(page))
+    assert seen == set(range(1, 1_501))
+
+
+async def test_the_sums_of_a_step_are_over_its_calls_on_all_pages(client: httpx.AsyncClient) -> None:
+    for query in ("", "?from=801"):
+        page = Page((await client.get(f"/runs/{run_id('long_run')}{query}")).text)
+        for step in v.long_run().steps:
+            assert f"∑ {cost_column(step.cost_nanos)}" in page.text
+    assert "100 calls on other pages" in page.text  # of a step whose calls are all elsewhere
+    assert "99 more calls on other pages" in page.text  # of one whose problem is here
+    assert link_to(page, "?from=1001#step-11")
+
+
+async def test_a_link_to_a_call_opens_the_page_that_has_it(client: httpx.AsyncClient) -> None:
+    chosen = v.long_run().calls[776].request_id
+    path = f"/runs/{run_id('long_run')}"
+    page = Page((await client.get(path, params={"call": chosen})).text)
+    assert set(range(601, 801)) <= set(calls_on(page))
+    assert any(given.get("id") == f"call-{chosen}" and given.get("aria-current") for _, given in page.elements)
+    assert "Every character of it" in page.text
+    moved = Page((await client.get(path, params={"call": chosen, "from": "1"})).text)
+    assert {1, 200, 777} <= set(calls_on(moved))
+    assert 776 not in calls_on(moved)
+    assert link_to(moved, "?scale=run") == f"?scale=run&call={chosen}&from=1"
+
+
+async def test_a_run_of_nothing_but_refusals_stays_a_small_page() -> None:
+    detail = v.long_run(problems=range(1, 1_501))
+    async with signed_in(v.MemoryReader([detail])) as client:
+        page = Page((await client.get(f"/runs/{detail.run.run_id}?from=601")).text)
+    assert len(calls_on(page)) == 300
+    assert "100 problems of other pages are here too, 1,200 more problems not" in page.text
+
+
+async def test_steps_of_other_pages_are_left_out_when_there_are_many() -> None:
+    detail = v.long_run(600, problems=(150,))
+    for row in detail.calls:
+        row.step = f"turn {row.seq}"
+    detail = v.detail("recovered", detail.calls)
+    detail.steps[449].parent = "turn 7"  # is shown with its child
+    detail.steps[9].parent = "turn 8"
+    async with signed_in(v.MemoryReader([detail])) as client:
+        page = Page((await client.get(f"/runs/{detail.run.run_id}?from=401")).text)
+    steps = [given["id"] for _, given in page.elements if (given.get("id") or "").startswith("step-")]
+    assert len(steps) == 202
+    labels = {f"turn {n}" for n in (7, 150, *range(401, 601))}
+    assert {label for label in (f"turn {n}" for n in range(1, 601)) if f"{label} " in page.text} == labels
+    assert "steps600" in page.text
+    assert "398 steps without a call here left out" in page.text
+
+
+async def test_a_short_run_has_no_pages(client: httpx.AsyncClient) -> None:
+    html = (await client.get(f"/runs/{run_id('ok')}?from=201")).text
+    assert "calls-pager" not in html
+    assert len(calls_on(Page(html))) == 6
 
 
 async def test_long_texts_are_cut_until_asked_for_in_full() -> None:

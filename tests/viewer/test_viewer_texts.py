@@ -40,6 +40,24 @@ def test_durations(us: int | None, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("identifier", "shown"),
+    [
+        ("9c09e7d1988b41a0a9a4f61d395dbca3", "9c09e7d1"),
+        ("9C09E7D1988B41A0A9A4F61D395DBCA3", "9C09E7D1988B41A0A9A4F61D…"),
+        ("s-9c09e7d1988b41a0a9a4f61d395dbca3", "s-9c09e7d1"),
+        ("by-hand-1", "by-hand-1"),
+        ("x" * 24, "x" * 24),
+        ("x" * 25, "x" * 24 + "…"),
+        ("req_e674306577ff0000f5b772ec", "req_e674306577ff0000f5b772ec"),
+        ("req_chosen-by-somebody-else", "req_chosen-by-somebody-e…"),
+        ("", ""),
+    ],
+)
+def test_run_ids(identifier: str, shown: str) -> None:
+    assert t.short_id(identifier) == shown
+
+
+@pytest.mark.parametrize(
     ("number", "words"),
     [
         (None, t.NOTHING),

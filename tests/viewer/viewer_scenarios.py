@@ -414,6 +414,22 @@ def huge() -> wire.RunDetail:
     return detail("ok", calls, name="batch of five hundred", budget_nanos=5_000_000_000)
 
 
+def long_run(calls: int = 1_500, *, problems: Sequence[int] = (350, 351, 900, 1_403)) -> wire.RunDetail:
+    """A run of several pages: a hundred calls in each step."""
+    rows = []
+    for seq in range(1, calls + 1):
+        given: dict[str, Any] = {
+            "run_id": "run_30d7e2c3d4e5f630",
+            "step": f"round {(seq - 1) // 100 + 1}",
+            "started_us": START + seq * 60_000,
+        }
+        if seq in problems:
+            rows.append(refused(seq, "rate_limit_exceeded", 429, limit="rpm", scope="role", **given))
+        else:
+            rows.append(call(seq, latency_us=50_000, ttft_us=20_000, **given))
+    return detail("recovered", rows, name="a long run of many rounds")
+
+
 def nested() -> wire.RunDetail:
     calls = pipeline("run_10e7e2c3d4e5f611")
     made = detail("ok", calls)
@@ -466,6 +482,7 @@ SCENARIOS = {
         guardrail_block,
         fallback,
         huge,
+        long_run,
         nested,
         max_calls,
         lost,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import structlog
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nemo_agents.gateway.admin import fleets, keys, observe
 from nemo_agents.gateway.admin.access import AdminRoute, to_starlette
@@ -13,7 +15,7 @@ from nemo_agents.gateway.admin.faults import AdminFault, fault_response
 from nemo_agents.gateway.admin.reading import StoreReader
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
-from nemo_agents.viewer.app import viewer_app, viewer_routes
+from nemo_agents.viewer.paths import viewer_routes
 
 __all__ = ["ROUTES", "admin_and_viewer"]
 
@@ -23,14 +25,8 @@ _log = structlog.get_logger("nemo_agents.gateway")
 
 def admin_and_viewer(gateway: Gateway) -> Starlette:
     """Return the application for everything that is not on the data plane."""
-    viewer = viewer_app(
-        StoreReader(gateway),
-        token=gateway.secrets.viewer_token,
-        allowed_hosts=gateway.settings.allowed_hosts,
-        now_us=gateway.clock.now_us,
-    )
     app = Starlette(
-        routes=[*(to_starlette(route, gateway) for route in ROUTES), *viewer_routes(viewer)],
+        routes=[*(to_starlette(route, gateway) for route in ROUTES), *viewer_routes(_Viewer(gateway))],
         exception_handlers={
             AdminFault: fault_response,
             StoreUnavailable: _unavailable,
@@ -41,6 +37,29 @@ def admin_and_viewer(gateway: Gateway) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+class _Viewer:
+    """The viewer, imported when somebody opens it: a gateway that nobody looks at needs no template engine."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None:
+            self._app = await run_in_threadpool(self._make)
+        await self._app(scope, receive, send)
+
+    def _make(self) -> ASGIApp:
+        from nemo_agents.viewer.app import viewer_app  # noqa: PLC0415 - see the class
+
+        return viewer_app(
+            StoreReader(self._gateway),
+            token=self._gateway.secrets.viewer_token,
+            allowed_hosts=self._gateway.settings.allowed_hosts,
+            now_us=self._gateway.clock.now_us,
+        )
 
 
 async def _unavailable(request: Request, _error: Exception) -> Response:

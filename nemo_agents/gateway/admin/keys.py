@@ -6,7 +6,6 @@ the same key value never overwrites another key, and only keys that existed are 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -29,13 +28,11 @@ from nemo_agents.gateway.admin.fields import (
 from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.money import nanos_to_wire
-from nemo_agents.policy.keys import Grant, KeySecret, compose_key, mask_key, parse_public_id
+from nemo_agents.policy.keys import Grant, KeySecret, mask_key, parse_public_id
 from nemo_agents.policy.ledger import BudgetScope, RunCaps
+from nemo_agents.policy.periods import span_seconds
 
 __all__ = ["ROUTES", "key_rows", "role_scope"]
-
-_DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class KeyFields(msgspec.Struct, kw_only=True):
@@ -79,7 +76,7 @@ class Regenerate(msgspec.Struct, kw_only=True):
 async def _generate(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
     fields = parse_fields(raw, KeyFields)
     alias = fields.key_alias or None
-    key = fields.key or compose_key(gateway.ids.public_id(), gateway.ids.key_secret())
+    key = fields.key or gateway.ids.key()
     public_id = parse_public_id(key)
     if public_id is None:
         raise bad("`key` must be a well-formed `sk-nemo-…` key; leave it out to have one made.", "key")
@@ -180,7 +177,7 @@ async def _set_blocked(gateway: Gateway, raw: bytes, *, blocked: bool) -> Respon
 async def _regenerate(gateway: Gateway, request: Request, _caller: Caller, raw: bytes) -> Response:
     grant = _grant(gateway, request.path_params["key"])
     asked = parse_fields(raw, Regenerate)
-    key = asked.new_key or compose_key(gateway.ids.public_id(), gateway.ids.key_secret())
+    key = asked.new_key or gateway.ids.key()
     public_id = parse_public_id(key)
     if public_id is None:
         raise bad("`new_key` must be a well-formed `sk-nemo-…` key; leave it out to have one made.", "new_key")
@@ -204,6 +201,8 @@ def _apply(grant: Grant, fields: KeyFields, now_us: int) -> Grant:
         value = getattr(fields, wire)
         if value is not UNSET:
             changes[name] = value or None
+    if isinstance(fields.key_alias, str) and (len(fields.key_alias) > 256 or not fields.key_alias.isprintable()):
+        raise bad("`key_alias` must be at most 256 printable characters.", "key_alias")
     for wire, name in (("rpm_limit", "rpm"), ("tpm_limit", "tpm"), ("max_parallel_requests", "max_parallel")):
         value = getattr(fields, wire)
         if value is not UNSET:
@@ -255,10 +254,10 @@ def _seconds(text: str | None, param: str, default: int) -> int:
         return default
     if text in ("0", "0s"):
         return 0
-    match = _DURATION.fullmatch(text)
-    if match is None:
+    seconds = span_seconds(text)
+    if seconds is None:
         raise bad(f"`{param}` must read like 90d, 24h, 30m or 0s.", param)
-    return int(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def _number(text: str, param: str) -> int:

@@ -19,11 +19,12 @@ from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.status import fleet_statuses
 from nemo_agents.gateway.stores.base import LogFilter
+from nemo_agents.policy.grouping import is_run_id
 from nemo_agents.policy.guardrails import BUILTIN
 
 __all__ = ["ROUTES"]
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
+_VIEWER_PATH = re.compile(r"/|/(?:[A-Za-z0-9_.:@%-]+/?)+")
 _NUMBERS = ("status", "since_us")
 _TEXTS = ("fleet", "role", "model", "code", "run_id", "state")
 
@@ -89,7 +90,7 @@ async def _report(gateway: Gateway, request: Request, caller: Caller, raw: bytes
     fleet, run_id = caller.grant.fleet if caller.grant else None, request.path_params["run_id"]
     if fleet is None:
         raise AdminFault(403, "A run is reported with a virtual key of its fleet.", "auth_error")
-    if _RUN_ID.fullmatch(run_id) is None:
+    if not is_run_id(run_id):
         raise bad("A run id is 1 to 128 characters out of A-Z a-z 0-9 _ . : @ -.", "run_id")
     try:
         await gateway.store.report_run(fleet, run_id, parse_fields(raw, wire.RunReport))
@@ -117,7 +118,7 @@ async def _verify(gateway: Gateway, _request: Request, _caller: Caller, _raw: by
 
 async def _viewer_link(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
     path = parse_fields(raw, _Path).path
-    if not path.startswith("/") or path.startswith("//"):
+    if _VIEWER_PATH.fullmatch(path) is None:
         raise bad("`path` must be a path of the viewer, such as /runs.", "path")
     token = gateway.secrets.viewer_token.reveal()
     return json_response({"url": f"{gateway.base_url}{path}?token={quote(token)}"})

@@ -104,7 +104,7 @@ class AttemptEnd:
     error: str | None
     settlement: Settlement
     usage_source: Literal["provider", "hold", "none"]
-    usage: dict[str, int] = field(default_factory=dict)  # as normalised by policy.pricing
+    usage: dict[str, int] = field(default_factory=dict)  # any of the five counts of policy.usage.Usage, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +148,12 @@ class LogFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentUse:
-    """One request of the last minute, to rebuild the rate windows after a restart."""
+    """One request of the last minute that counted as a request, to rebuild the rate windows after a restart."""
 
     grant_id: str
     fleet: str | None
     at_us: int
-    tokens: int
+    tokens: int  # 0 where nobody knows: what admission estimated is not kept
 
 
 class Store(Protocol):
@@ -170,7 +170,10 @@ class Store(Protocol):
 
     # --- data plane ---------------------------------------------------------------------------------------------
     async def open_call(self, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
-        """Commit the intent row and the hold, or neither: on a refusal nothing is written; log it then."""
+        """Commit the intent row and the hold, or neither.
+
+        A refusal leaves no call, no hold and no entry, at most a balance of zero; log it with `log_refusal` then.
+        """
 
     async def next_attempt(self, request_id: str, ended: AttemptEnd, attempt: AttemptStart) -> Held | HoldRefused:
         """Resolve the hold of the attempt that failed, and hold for the next in the same transaction."""
@@ -181,14 +184,19 @@ class Store(Protocol):
     def log_refusal(self, call: CallStart, end: CallEnd) -> None:
         """Queue the record of a call that was refused before it was sent.
 
-        A refusal for a budget, a call cap or a stop marks a grouped run as stopped.
+        A refusal for a budget, a call cap or a stop marks a grouped run as stopped. While the store cannot write,
+        these records are kept in memory up to a number, the latest of them.
         """
 
     async def sweep(self, now_us: int) -> int:
         """Expire open holds past their time (post at the hold); return how many."""
 
     async def recent_use(self, since_us: int) -> Sequence[RecentUse]:
-        """Return the admitted requests since then, oldest first."""
+        """Return the requests since then that admission counted, oldest first.
+
+        Those that were admitted, and those that were refused after they had been counted. Tokens are what a call
+        is known to have used: none for a refused one, none for one whose use is not known.
+        """
 
     # --- keys, fleets, deployments ------------------------------------------------------------------------------
     async def grants(self) -> Sequence[Grant]:
@@ -219,15 +227,16 @@ class Store(Protocol):
     async def balances(self, scopes: Sequence[BudgetScope]) -> Sequence[Balance]:
         """Return the balance of each scope, zero where nothing was ever held."""
 
-    async def spent_total(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
-        """Return nanos posted over all periods, by scope id."""
-
     async def verify_ledger(self) -> Sequence[str]:
         """Recompute every balance from the entries; return one sentence per thing that does not add up."""
 
     # --- runs and the request log -------------------------------------------------------------------------------
     async def report_run(self, fleet: str, run_id: str, report: wire.RunReport) -> None:
-        """Insert or update what the SDK tells about a run and its steps. Sums come from calls alone."""
+        """Insert or update what the SDK tells about a run and its steps. Sums come from calls alone.
+
+        Raises ValueError for a state that there is not, and for times before the year 2000 or more than a day
+        after the store's clock.
+        """
 
     async def stop_run(self, fleet: str | None, run_id: str, now_us: int) -> bool:
         """Refuse every further call of a run; say whether there is such a run."""

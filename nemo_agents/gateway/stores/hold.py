@@ -1,22 +1,27 @@
 """Money in SQLite: the guarded hold, and its one resolution.
 
 A hold is one guarded UPDATE over all its scopes: either every balance takes the amount, or none does. A
-resolution is guarded twice: by `attempts.settled IS NULL`, and by UNIQUE(hold_id, slot) of the append-only
-entries. Nothing here commits; the caller's transaction does.
+resolution is guarded twice: by `attempts.settled IS NULL`, and by the primary key (hold_id, slot) of the
+append-only entries. Nothing here commits; the caller's transaction does.
+
+Every decision is the file's. What balances and holds amount to is remembered as well, since nobody else
+writes them: the statements then need not return it.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused
 
-__all__ = ["MAX_NANOS", "LedgerWriter", "capped", "check_hold", "read_balance"]
+__all__ = ["MAX_NANOS", "Hold", "LedgerWriter", "capped", "check_hold", "read_balance"]
 
 MAX_NANOS: Final = 10**18
 """A billion dollars: nothing above it is a price, and sums of many stay within 64 bits."""
@@ -28,35 +33,35 @@ _ENTRY: Final = (
     " usage_source, expires_us, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _RESOLVE: Final = (
-    "UPDATE attempts SET settled=?, cost_nanos=CASE ? WHEN 'expire' THEN held_nanos ELSE ? END, ended_us=?, status=?,"
-    " error=? WHERE run=? AND seq=? AND n=? AND hold_id=? AND settled IS NULL"
-    " RETURNING held_nanos, balances, price_version, cost_nanos"
+    "UPDATE attempts SET settled=?, cost_nanos=?, ended_us=?, status=?, error=?"
+    " WHERE run=? AND seq=? AND n=? AND hold_id=? AND settled IS NULL"
 )
 _CORRECT: Final = (
     "UPDATE attempts SET settled='correct', cost_nanos=?, ended_us=?, status=?, error=?"
-    " WHERE run=? AND seq=? AND n=? AND hold_id=? AND settled='expire' RETURNING held_nanos, balances, price_version"
+    " WHERE run=? AND seq=? AND n=? AND hold_id=? AND settled='expire'"
+)
+_SELECT_HOLD: Final = (
+    "SELECT held_nanos, balances, price_version FROM attempts WHERE run=? AND seq=? AND n=? AND hold_id=?"
 )
 _SCOPES_MAX: Final = 4
 
 
-def _guarded_hold(scopes: int) -> str:
-    """Return the statement that holds `?1` nanos in all of so many balances, or in none.
+@lru_cache(maxsize=64)
+def _guarded_hold(limited: tuple[bool, ...]) -> str:
+    """Return the statement that holds `?1` nanos in all balances, or in none; `limited` says which have a limit.
 
-    Every limit is looked at before the first row changes: the subqueries depend on no row, so SQLite
-    evaluates each once, and it collects the rows of an UPDATE whose WHERE reads the same table before it
-    writes. A limit of NULL compares as NULL, which lets the hold pass.
+    The balances are the parameters from 2 on, and then come the limits there are. The subqueries depend on no
+    row, so SQLite evaluates each once, at the first row and before that changes: no row sees what another took.
     """
-    fits = "(SELECT posted_nanos + held_nanos + ?1 <= ?{limit} FROM balances WHERE id = ?{id})"
-    marks = [{"id": 2 + 2 * i, "limit": 3 + 2 * i} for i in range(scopes)]
-    ids = ", ".join(f"?{mark['id']}" for mark in marks)
-    guards = " AND ".join(f"coalesce({fits.format(**mark)}, 1)" for mark in marks)
-    return (
-        f"UPDATE balances SET held_nanos = held_nanos + ?1 WHERE id IN ({ids}) AND {guards}"  # noqa: S608 - only numbers of parameters
-        " RETURNING id, posted_nanos, held_nanos"
+    ids = [f"?{2 + i}" for i in range(len(limited))]
+    bounded = [i for i, has_limit in zip(ids, limited, strict=True) if has_limit]
+    guards = "".join(
+        f" AND (SELECT posted_nanos + held_nanos + ?1 <= ?{2 + len(ids) + n} FROM balances WHERE id = {i})"  # noqa: S608 - only numbers of parameters
+        for n, i in enumerate(bounded)
     )
+    return f"UPDATE balances SET held_nanos = held_nanos + ?1 WHERE id IN ({', '.join(ids)}){guards}"  # noqa: S608 - likewise
 
 
-_HOLD: Final = tuple(_guarded_hold(n) for n in range(1, _SCOPES_MAX + 1))
 _MOVE: Final = tuple(
     "UPDATE balances SET held_nanos=held_nanos-?, posted_nanos=posted_nanos+?"  # noqa: S608 - only numbers of marks
     f" WHERE id IN ({', '.join('?' * n)})"
@@ -68,7 +73,7 @@ def check_hold(attempt: AttemptStart) -> None:
     """Raise ValueError for an attempt that must never reach the ledger."""
     if not 0 <= attempt.hold_nanos <= MAX_NANOS:
         raise ValueError(f"a hold is between 0 and {MAX_NANOS} nanos, not {attempt.hold_nanos}")
-    if len({(s.kind, s.id) for s in attempt.scopes}) != len(attempt.scopes) or len(attempt.scopes) > len(_HOLD):
+    if len({(s.kind, s.id) for s in attempt.scopes}) != len(attempt.scopes) or len(attempt.scopes) > _SCOPES_MAX:
         raise ValueError(f"a hold counts against up to {_SCOPES_MAX} different scopes: {attempt.scopes!r}")
 
 
@@ -78,42 +83,64 @@ def read_balance(db: sqlite3.Connection, scope: BudgetScope) -> Balance:
     return Balance(scope=scope, posted_nanos=row[1] if row else 0, held_nanos=row[2] if row else 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """An attempt's hold as its row has it. `listed` is the JSON list of the balances it counts against."""
+
+    hold_id: str
+    held_nanos: int
+    listed: str
+    balance_ids: tuple[int, ...]
+    price_version: str | None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A balance as the open transaction has it."""
+
+    id: int
+    posted_nanos: int
+    held_nanos: int
+
+
 class LedgerWriter:
     """The money statements on the one connection that writes."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._ids: dict[tuple[str, str, str], int] = {}
+        self._kept: dict[tuple[str, str, str], _Kept] = {}
+        self._kept_by_id: dict[int, _Kept] = {}
 
     def forget(self) -> None:
         """Drop what is remembered of rows that a rollback may have taken back."""
-        self._ids.clear()
+        self._kept.clear()
+        self._kept_by_id.clear()
 
     def trim(self, size: int) -> None:
         """Drop what is remembered when it has grown past `size`."""
-        if len(self._ids) > size:
-            self._ids.clear()
+        if len(self._kept) > size:
+            self.forget()
 
     def hold(
         self, attempt: AttemptStart, *, request_id: str, scopes: tuple[BudgetScope, ...]
-    ) -> tuple[tuple[Balance, ...], str] | HoldRefused:
-        """Hold in all scopes or in none; return the balances after it and the JSON list of their ids."""
+    ) -> tuple[tuple[Balance, ...], Hold] | HoldRefused:
+        """Hold in all scopes or in none; return the balances after it and the hold."""
         amount = attempt.hold_nanos
-        ids = [self._balance_id(scope) for scope in scopes]
-        balances: tuple[Balance, ...] = ()
+        kept = [self._balance(scope) for scope in scopes]
+        ids = [each.id for each in kept]
+        balances: list[Balance] = []
         if ids:
-            parameters: list[int | None] = [amount]
-            for balance_id, scope in zip(ids, scopes, strict=True):
-                parameters += (balance_id, scope.limit_nanos)
-            after = {i: (p, h) for i, p, h in self._db.execute(_HOLD[len(ids) - 1], parameters).fetchall()}
-            if not after:
+            limits = [scope.limit_nanos for scope in scopes]
+            guarded = _guarded_hold(tuple([limit is not None for limit in limits]))
+            parameters = (amount, *ids, *[limit for limit in limits if limit is not None])
+            touched = self._db.execute(guarded, parameters).rowcount
+            if not touched:
                 return self._refused(scopes, amount)
-            if len(after) != len(ids):
-                raise RuntimeError(f"a hold touched {len(after)} of {len(ids)} balances")
-            balances = tuple(
-                Balance(scope=scope, posted_nanos=after[i][0], held_nanos=after[i][1])
-                for i, scope in zip(ids, scopes, strict=True)
-            )
+            if touched != len(ids):
+                raise RuntimeError(f"a hold touched {touched} of {len(ids)} balances")
+            for each, scope in zip(kept, scopes, strict=True):
+                each.held_nanos += amount
+                balances.append(Balance(scope=scope, posted_nanos=each.posted_nanos, held_nanos=each.held_nanos))
         listed = str(ids)
         self._entry(
             attempt.hold_id,
@@ -128,12 +155,20 @@ class LedgerWriter:
             attempt.expires_us,
             attempt.started_us,
         )
-        return balances, listed
+        hold_of = Hold(
+            hold_id=attempt.hold_id,
+            held_nanos=amount,
+            listed=listed,
+            balance_ids=tuple(ids),
+            price_version=attempt.price_version,
+        )
+        return tuple(balances), hold_of
 
-    def settle(self, run: int, seq: int, request_id: str, end: AttemptEnd) -> int:
+    def settle(self, run: int, seq: int, request_id: str, end: AttemptEnd, *, known: Hold | None) -> int:
         """Resolve a hold and return by how much the posted amount changed; 0 when it was resolved before.
 
-        What really happened to an expired hold is a correction: a new entry with the difference.
+        `known` is a hold of this call, which is not read again when it is the one that ended. What really
+        happened to an expired hold is a correction: a new entry with the difference.
         """
         kind = end.settlement.kind
         truth = 0 if kind == "void" else end.settlement.amount_nanos
@@ -141,57 +176,72 @@ class LedgerWriter:
             raise ValueError(f"a settlement is between 0 and {MAX_NANOS} nanos, not {truth}")
         where = (run, seq, end.n, end.hold_id)
         how = (end.ended_us, end.status, end.error)
-        row = self._db.execute(_RESOLVE, (kind, kind, truth, *how, *where)).fetchone()
-        if row is not None:
-            held, listed, price_version, posted = row
-            self._resolution(end, kind, request_id, amount=posted, listed=listed, price_version=price_version)
-            self._move(listed, held, posted)
-            return int(posted)
-        if kind == "expire":
+        hold = known if known is not None and known.hold_id == end.hold_id else self._read_hold(where)
+        if hold is None:
             return 0
-        row = self._db.execute(_CORRECT, (truth, *how, *where)).fetchone()
-        if row is None:
+        posted = hold.held_nanos if kind == "expire" else truth
+        if self._db.execute(_RESOLVE, (kind, posted, *how, *where)).rowcount:
+            self._resolution(end, kind, request_id, hold, posted)
+            self._move(hold, hold.held_nanos, posted)
+            return posted
+        if kind == "expire" or not self._db.execute(_CORRECT, (truth, *how, *where)).rowcount:
             return 0
-        held, listed, price_version = row
-        self._resolution(end, "correct", request_id, amount=truth - held, listed=listed, price_version=price_version)
-        self._move(listed, 0, truth - held)
-        return int(truth - held)
+        difference = truth - hold.held_nanos
+        self._resolution(end, "correct", request_id, hold, difference)
+        self._move(hold, 0, difference)
+        return difference
 
-    def _resolution(
-        self, end: AttemptEnd, kind: str, request_id: str, *, amount: int, listed: str, price_version: str | None
-    ) -> None:
-        usage = json.dumps(end.usage, separators=(",", ":")) if end.usage else None
+    def _read_hold(self, where: tuple[int, int, int, str]) -> Hold | None:
+        row = self._db.execute(_SELECT_HOLD, where).fetchone()
+        if row is None:
+            return None
+        held_nanos, listed, price_version = row
+        return Hold(
+            hold_id=where[3],
+            held_nanos=held_nanos,
+            listed=listed,
+            balance_ids=tuple(msgspec.json.decode(listed, type=list[int])),
+            price_version=price_version,
+        )
+
+    def _resolution(self, end: AttemptEnd, kind: str, request_id: str, hold: Hold, amount: int) -> None:
+        usage = msgspec.json.encode(end.usage).decode() if end.usage else None
         self._entry(
             end.hold_id,
             kind,
             request_id,
             end.n,
             amount,
-            listed,
-            price_version,
+            hold.listed,
+            hold.price_version,
             usage,
             end.usage_source,
             None,
             end.ended_us,
         )
 
-    def _move(self, listed: str, held: int, posted: int) -> None:
-        ids = json.loads(listed)
+    def _move(self, hold: Hold, held: int, posted: int) -> None:
+        ids = hold.balance_ids
         if ids:
             self._db.execute(_MOVE[len(ids) - 1], (held, posted, *ids))
+        for balance_id in ids:
+            kept = self._kept_by_id.get(balance_id)
+            if kept is not None:
+                kept.held_nanos -= held
+                kept.posted_nanos += posted
 
     def _entry(self, hold_id: str, kind: str, *rest: str | int | None) -> None:
         slot = 0 if kind == "hold" else 2 if kind == "correct" else 1
         self._db.execute(_ENTRY, (hold_id, slot, kind, *rest))
 
-    def _balance_id(self, scope: BudgetScope) -> int:
+    def _balance(self, scope: BudgetScope) -> _Kept:
         key = (scope.kind, scope.id, scope.period)
-        known = self._ids.get(key)
-        if known is None:
+        kept = self._kept.get(key)
+        if kept is None:
             row = self._db.execute(_SELECT_BALANCE, key).fetchone()
-            known = int(row[0]) if row else int(self._db.execute(_INSERT_BALANCE, key).lastrowid or 0)
-            self._ids[key] = known
-        return known
+            kept = _Kept(*row) if row else _Kept(int(self._db.execute(_INSERT_BALANCE, key).lastrowid or 0), 0, 0)
+            self._kept[key] = self._kept_by_id[kept.id] = kept
+        return kept
 
     def _refused(self, scopes: Sequence[BudgetScope], amount: int) -> HoldRefused:
         balances = tuple(read_balance(self._db, scope) for scope in scopes)

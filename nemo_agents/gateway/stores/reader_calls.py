@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nemo_agents.admin.wire import AttemptRow, CallContent, CallRow, LogPage
+from nemo_agents.errors import Code
 from nemo_agents.gateway.stores.base import LogFilter, RecentUse
 from nemo_agents.gateway.stores.reader import cursor_of, marks, parse_cursor
 from nemo_agents.gateway.stores.writer_content import HASH_BYTES, unpack
@@ -69,8 +70,9 @@ def read_contents(db: sqlite3.Connection, request_ids: Sequence[str]) -> dict[st
     rows: list[tuple[str, bytes | None, bytes | None, bytes | None]] = []
     for ids in _chunks(request_ids):
         rows += db.execute(
-            "SELECT c.request_id, k.prompt, k.params, k.answer FROM calls c"  # noqa: S608 - only numbers of marks
-            f" JOIN contents k ON k.run = c.run AND k.seq = c.seq WHERE c.request_id IN ({marks(ids)})",
+            "SELECT c.request_id, k.prompt, k.params, c.answer FROM calls c"  # noqa: S608 - only numbers of marks
+            " LEFT JOIN contents k ON k.run = c.run AND k.seq = c.seq"
+            f" WHERE c.request_id IN ({marks(ids)}) AND (k.run IS NOT NULL OR c.answer IS NOT NULL)",
             ids,
         ).fetchall()
     messages = _messages(db, rows)
@@ -86,12 +88,18 @@ def read_contents(db: sqlite3.Connection, request_ids: Sequence[str]) -> dict[st
 
 
 def read_recent_use(db: sqlite3.Connection, since_us: int) -> list[RecentUse]:
-    """Return the admitted requests since then, oldest first, with their tokens (0 where still unknown)."""
+    """Return the requests since then that admission counted, oldest first, with their tokens (0 where unknown).
+
+    Admission asks for shape, grouping, model and tools first and for the requests of the minute then, and
+    counts a request there even if something later refuses it. What was refused before is told by its code, or by
+    having no model yet; bad grouping alone cannot be told from later faults of a request, and is counted.
+    """
     rows = db.execute(
         "SELECT c.grant_id, r.fleet, c.started_us, coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0)"
-        " FROM calls c JOIN runs r ON r.run = c.run"
-        " WHERE c.started_us >= :since AND c.attempts > 0 AND c.grant_id IS NOT NULL ORDER BY c.started_us",
-        {"since": since_us},
+        " FROM calls c JOIN runs r ON r.run = c.run WHERE c.started_us >= :since AND c.grant_id IS NOT NULL"
+        " AND (c.attempts > 0 OR (c.model_asked IS NOT NULL AND coalesce(c.limit_name, '') <> 'rpm'"
+        " AND coalesce(c.code, '') NOT IN (:model, :tool))) ORDER BY c.started_us",
+        {"since": since_us, "model": Code.MODEL_NOT_ALLOWED, "tool": Code.TOOL_NOT_ALLOWED},
     )
     return [RecentUse(grant_id=g, fleet=fleet or None, at_us=at, tokens=tokens) for g, fleet, at, tokens in rows]
 

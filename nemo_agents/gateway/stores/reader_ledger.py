@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from nemo_agents.gateway.stores.reader import marks
 from nemo_agents.money import format_nanos
 
-__all__ = ["audit", "read_spent"]
+__all__ = ["audit"]
 
 _SHOWN_MAX = 100  # sentences per kind of difference
-_CHUNK = 500
 
 _BALANCES = """
 WITH moved(id, posted, held) AS (
@@ -25,11 +23,11 @@ WHERE b.posted_nanos <> coalesce(s.posted, 0) OR b.held_nanos <> coalesce(s.held
 """
 _HOMELESS = """
 SELECT e.kind, e.hold_id FROM entries e LEFT JOIN entries h ON h.hold_id = e.hold_id AND h.slot = 0
-WHERE h.id IS NULL OR h.balances <> e.balances OR h.request_id <> e.request_id LIMIT ?
+WHERE h.hold_id IS NULL OR h.balances <> e.balances OR h.request_id <> e.request_id LIMIT ?
 """
 _CORRECTIONS = """
 SELECT e.hold_id FROM entries e LEFT JOIN entries x ON x.hold_id = e.hold_id AND x.kind = 'expire'
-WHERE e.kind = 'correct' AND x.id IS NULL LIMIT ?
+WHERE e.kind = 'correct' AND x.hold_id IS NULL LIMIT ?
 """
 _OVERDUE = """
 SELECT c.request_id, a.hold_id, a.held_nanos FROM attempts a JOIN calls c ON c.run = a.run AND c.seq = a.seq
@@ -48,7 +46,7 @@ WHERE a.hold_id IS NULL OR a.hold_id <> e.hold_id OR a.held_nanos <> e.held OR c
 """
 _BARE = """
 SELECT a.hold_id FROM attempts a LEFT JOIN entries e ON e.hold_id = a.hold_id AND e.slot = 0
-WHERE e.id IS NULL LIMIT ?
+WHERE e.hold_id IS NULL LIMIT ?
 """
 _COSTS = """
 WITH e(request_id, cost) AS (
@@ -83,20 +81,6 @@ _STEPS = (
     + " OR ".join(f"s.{n} <> coalesce(c.{n}, 0)" for n in _NAMES)
     + " LIMIT ?"
 )
-
-
-def read_spent(db: sqlite3.Connection, kind: str, ids: Sequence[str]) -> dict[str, int]:
-    """Return nanos posted over all periods, by scope id; 0 where nothing was posted."""
-    spent = dict.fromkeys(ids, 0)
-    for start in range(0, len(ids), _CHUNK):
-        some = ids[start : start + _CHUNK]
-        rows = db.execute(
-            f"SELECT scope_id, sum(posted_nanos) FROM balances WHERE kind=? AND scope_id IN ({marks(some)})"  # noqa: S608 - only numbers of marks
-            " GROUP BY scope_id",
-            (kind, *some),
-        )
-        spent.update((scope_id, int(posted)) for scope_id, posted in rows)
-    return spent
 
 
 def audit(db: sqlite3.Connection, now_us: int) -> list[str]:

@@ -93,7 +93,7 @@ def _conditions(where: LogFilter) -> tuple[list[str], dict[str, Any]]:
 
 
 def _run(row: dict[str, Any]) -> RunRow:
-    told = row["state"] == "stopped" or row["stop_reported"]
+    told = row["state"] == "stopped" or (row["state"] == "failed" and row["stop_reported"])
     return RunRow(
         run_id=row["run_id"],
         fleet=row["fleet"] or None,

@@ -78,13 +78,12 @@ balances = Table(
 )
 
 # Append-only (triggers refuse UPDATE and DELETE). `slot` is 0 for the hold, 1 for its one resolution, 2 for
-# the one correction of an expired hold: UNIQUE(hold_id, slot) is what makes a hold resolve at most once.
+# the one correction of an expired hold: the primary key is what makes a hold resolve at most once.
 entries = Table(
     "entries",
     metadata,
-    _int("id", key=True),
-    _text("hold_id"),
-    _int("slot"),
+    _text("hold_id", key=True),
+    _int("slot", key=True),
     _text("kind"),
     _text("request_id"),
     _int("attempt"),
@@ -95,14 +94,13 @@ entries = Table(
     _text("usage_source", null=True),
     _int("expires_us", null=True),
     _int("at_us"),
-    UniqueConstraint("hold_id", "slot"),
     CheckConstraint("kind = 'correct' OR amount_nanos >= 0", name="amount"),
     CheckConstraint(
         "slot = CASE kind WHEN 'hold' THEN 0 WHEN 'post' THEN 1 WHEN 'void' THEN 1 WHEN 'expire' THEN 1"
         " WHEN 'correct' THEN 2 ELSE -1 END",
         name="slot",
     ),
-    **_STRICT,
+    **_CLUSTERED,
 )
 
 runs = Table(
@@ -210,6 +208,7 @@ calls = Table(
     _text("finish_reason", null=True),
     _sum("attempts"),
     _text("guardrails"),
+    _blob("answer", null=True),
     UniqueConstraint("request_id"),
     Index("ix_calls_started", "started_us"),
     **_CLUSTERED,
@@ -245,8 +244,8 @@ attempts = Table(
     **_CLUSTERED,
 )
 
-# Each message is kept once, by its BLAKE2b-16 hash, compressed; a call keeps the list of hashes (16 bytes
-# each).
+# Each message is kept once, by its BLAKE2b-16 hash, compressed; a call keeps hashes (16 bytes each): a list of
+# those that it sent in `contents`, beside which lists of calls need not read, and the answer's in its own row.
 messages = Table("messages", metadata, _blob("hash", key=True), _blob("body"), **_CLUSTERED)
 
 contents = Table(
@@ -256,7 +255,6 @@ contents = Table(
     _int("seq", key=True),
     _blob("prompt", null=True),
     _blob("params", null=True),
-    _blob("answer", null=True),
     **_CLUSTERED,
 )
 

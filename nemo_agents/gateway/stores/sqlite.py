@@ -132,7 +132,7 @@ class SqliteStore:
 
     def log_refusal(self, call: CallStart, end: CallEnd) -> None:
         """Queue the record of a call that was refused before it was sent."""
-        self._writer.keep(partial(writer_calls.log_refusal, call=call, end=end))
+        self._writer.keep(partial(writer_calls.log_refusal, call=call, end=end), droppable=True)
 
     async def sweep(self, now_us: int) -> int:
         """Expire open holds past their time; return how many. Runs that fell silent are marked as lost."""
@@ -141,7 +141,7 @@ class SqliteStore:
         return expired
 
     async def recent_use(self, since_us: int) -> Sequence[RecentUse]:
-        """Return the admitted requests since then, oldest first."""
+        """Return the requests since then that admission counted, oldest first."""
         return await self._read(partial(reader_calls.read_recent_use, since_us=since_us))
 
     # --- keys, fleets, deployments --------------------------------------------------------------------------
@@ -185,18 +185,14 @@ class SqliteStore:
         """Return the balance of each scope, zero where nothing was ever held."""
         return await self._read(lambda db: [hold.read_balance(db, scope) for scope in scopes])
 
-    async def spent_total(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
-        """Return nanos posted over all periods, by scope id."""
-        return await self._read(partial(reader_ledger.read_spent, kind=kind, ids=list(ids)))
-
     async def verify_ledger(self) -> Sequence[str]:
         """Recompute every balance from the entries; return one sentence per thing that does not add up."""
         return await self._read(partial(reader_ledger.audit, now_us=self._clock()))
 
     # --- runs and the request log ---------------------------------------------------------------------------
     async def report_run(self, fleet: str, run_id: str, report: wire.RunReport) -> None:
-        """Insert or update what the SDK tells. Raises ValueError for an unknown state."""
-        writer_reports.check_report(report)
+        """Insert or update what the SDK tells. Raises ValueError for an unknown state or an impossible time."""
+        writer_reports.check_report(report, now_us=self._clock())
         await self._writer.do(partial(writer_reports.report_run, fleet=fleet, run_id=run_id, report=report))
 
     async def stop_run(self, fleet: str | None, run_id: str, now_us: int) -> bool:

@@ -11,18 +11,18 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nemo_agents.gateway.stores.hold import LedgerWriter
+from nemo_agents.gateway.stores.hold import Hold, LedgerWriter
 from nemo_agents.gateway.stores.writer_content import ContentWriter
 from nemo_agents.gateway.stores.writer_runs import (
     INSERT_RUN,
     RUN_COLUMNS,
     SAVE_STEP,
     STEP_COLUMNS,
-    UPDATE_RUN,
     RunRecord,
     StepRecord,
     Sums,
-    run_changes,
+    run_declared,
+    run_update,
     run_values,
     step_values,
 )
@@ -67,6 +67,7 @@ class CallRecord:
     cached_tokens: int | None = None
     cost_nanos: int | None = None
     attempts: int = 0
+    hold: Hold | None = None  # of its last attempt, where this process took it
 
     def share(self) -> tuple[int, int, int, int, int, int]:
         """Return what the call adds to its run and step: open, errors, tokens in, out, cached, cost."""
@@ -109,10 +110,10 @@ class Books:
                 continue
             run.dirty = False
             if run.stored:
-                self.db.execute(UPDATE_RUN, run_changes(run))
+                self.db.execute(*run_update(run))
             else:
                 self.db.execute(INSERT_RUN, run_values(run))
-                run.stored = True
+            run.stored = run_declared(run)
             for step in run.steps.values():
                 if step.dirty:
                     step.dirty = False
@@ -229,7 +230,8 @@ class Books:
 
     # --- memory ---------------------------------------------------------------------------------------------
     def _remember(self, row: tuple[Any, ...]) -> RunRecord:
-        record = RunRecord(**dict(zip(RUN_COLUMNS, row, strict=True)), stored=True)
+        record = RunRecord(**dict(zip(RUN_COLUMNS, row, strict=True)))
+        record.stored = run_declared(record)
         for values in self.db.execute(_SELECT_STEPS, (record.run,)).fetchall():
             step = StepRecord(**dict(zip(STEP_COLUMNS, values, strict=True)))
             record.steps[step.step] = step

@@ -1,7 +1,7 @@
 """What the data plane writes: calls, attempts and holds.
 
 Each function is one operation on the writer thread. It looks before it writes, so that a policy's no leaves
-nothing behind; an exception takes the operation back as a whole.
+nothing behind but balances of zero; an exception takes the operation back as a whole.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import logging
 from typing import Final
 
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
-from nemo_agents.gateway.stores.hold import capped
+from nemo_agents.gateway.stores.hold import Hold, capped
 from nemo_agents.gateway.stores.writer_books import Books, CallRecord
-from nemo_agents.gateway.stores.writer_runs import RunRecord, Sums, lower, outcome_of, stop_json, stop_of
+from nemo_agents.gateway.stores.writer_runs import RunRecord, Sums, lower, outcome_of, stop_kept, stop_of
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 
 __all__ = ["close_call", "expire", "log_refusal", "next_attempt", "open_call"]
@@ -30,7 +30,8 @@ _INSERT_CALL: Final = (
 _END_CALL: Final = (
     "UPDATE calls SET state=?, status=?, code=?, error=?, limit_name=?, scope=?, model_served=?, provider=?,"
     " ended_us=?, ttft_us=?, input_tokens=?, output_tokens=?, cached_tokens=?, cost_nanos=?, usage_source=?,"
-    " finish_reason=?, guardrails=CASE ? WHEN '[]' THEN guardrails ELSE ? END WHERE run=? AND seq=?"
+    " finish_reason=?, guardrails=CASE ? WHEN '[]' THEN guardrails ELSE ? END, answer=coalesce(?, answer)"
+    " WHERE run=? AND seq=?"
 )
 _INSERT_ATTEMPT: Final = (
     "INSERT INTO attempts(run, seq, n, hold_id, model, provider, reason, started_us, held_nanos, balances,"
@@ -53,11 +54,11 @@ def open_call(books: Books, call: CallStart, attempt: AttemptStart) -> Held | Ho
     held = books.ledger.hold(attempt, request_id=call.request_id, scopes=capped(attempt.scopes, budget))
     if isinstance(held, HoldRefused):
         return held
-    balances, listed = held
+    balances, hold = held
     run = run or _new_run(books, call)
     run.admitted += 1
     record = _insert_call(books, run, call, state="open", attempt=attempt)
-    _insert_attempt(books, record, attempt, listed)
+    _insert_attempt(books, record, attempt, hold)
     books.opened(record)
     if call.grant_id is not None:
         books.used(call.grant_id, call.started_us)
@@ -104,7 +105,6 @@ def close_call(books: Books, end: CallEnd, attempt: AttemptEnd | None) -> None:
     run = books.run(call.run)
     if call.state in ("open", "abandoned"):  # what the sweeper gave up may still come back with the truth
         _end(books, run, call, end)
-        books.content.answer(call.run, call.seq, end.answer)
     elif call.share() != before:
         books.db.execute("UPDATE calls SET cost_nanos=? WHERE run=? AND seq=?", (call.cost_nanos, call.run, call.seq))
     books.closed(call)
@@ -124,7 +124,6 @@ def log_refusal(books: Books, call: CallStart, end: CallEnd) -> None:
     before = record.share()
     record.cost_nanos = 0
     _end(books, run, record, end)
-    books.content.answer(record.run, record.seq, end.answer)
     books.add(run, record, before)
 
 
@@ -223,7 +222,8 @@ def _insert_call(
     return record
 
 
-def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, listed: str) -> None:
+def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, hold: Hold) -> None:
+    call.hold = hold
     books.db.execute(
         _INSERT_ATTEMPT,
         (
@@ -236,7 +236,7 @@ def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, liste
             attempt.reason,
             attempt.started_us,
             attempt.hold_nanos,
-            listed,
+            hold.listed,
             attempt.price_version,
             attempt.expires_us,
         ),
@@ -244,7 +244,7 @@ def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, liste
 
 
 def _settle(books: Books, call: CallRecord, end: AttemptEnd) -> None:
-    change = books.ledger.settle(call.run, call.seq, call.request_id, end)
+    change = books.ledger.settle(call.run, call.seq, call.request_id, end, known=call.hold)
     if change:
         call.cost_nanos = (call.cost_nanos or 0) + change
 
@@ -280,6 +280,7 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
             end.finish_reason,
             guardrails,
             guardrails,
+            books.content.answer(end.answer),
             call.run,
             call.seq,
         ),
@@ -287,8 +288,7 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
     run.saw(None, end.model_served)
     outcome = outcome_of(end, stop)
     if call.seq >= run.outcome_seq:
-        if not run.stop_reported:
-            run.stopped_by = stop_json(stop)
+        run.stopped_by = stop_kept(run, end, stop)
         if run.reported_state is None:
             run.error = None if end.state == "ok" else error
     for sums in _counted(run, call):

@@ -39,26 +39,23 @@ class ContentWriter:
         """Keep what a call asked."""
         if prompt is None and params is None:
             return
-        hashes = None if prompt is None else b"".join(self._message(message) for message in prompt)
+        hashes = None if prompt is None else b"".join([self._message(message) for message in prompt])
         self._db.execute(
             "INSERT INTO contents(run, seq, prompt, params) VALUES (?, ?, ?, ?)",
             (run, seq, hashes, None if params is None else self._message(params)),
         )
 
-    def answer(self, run: int, seq: int, answer: bytes | None) -> None:
-        """Keep what a call answered."""
-        if answer is not None:
-            self._db.execute(
-                "INSERT INTO contents(run, seq, answer) VALUES (?, ?, ?)"
-                " ON CONFLICT (run, seq) DO UPDATE SET answer = excluded.answer",
-                (run, seq, self._message(answer)),
-            )
+    def answer(self, answer: bytes | None) -> bytes | None:
+        """Keep what a call answered, and return the hash that belongs into its row."""
+        return None if answer is None else self._message(answer)
 
     def _message(self, message: bytes) -> bytes:
         key = blake2b(message, digest_size=HASH_BYTES).digest()
         if key not in self._stored:
-            if self._db.execute("SELECT 1 FROM messages WHERE hash=?", (key,)).fetchone() is None:
-                self._db.execute("INSERT INTO messages(hash, body) VALUES (?, ?)", (key, zlib.compress(message, 1)))
+            self._db.execute(
+                "INSERT INTO messages(hash, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (key, zlib.compress(message, 1)),
+            )
             if len(self._stored) >= _REMEMBERED_MAX:
                 self._stored.clear()
             self._stored.add(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Final
 
 from nemo_agents.admin.wire import RunReport, StepReport, StoppedBy
 from nemo_agents.errors import Code
@@ -11,14 +11,32 @@ from nemo_agents.gateway.stores.writer_runs import RunRecord, StepRecord, lower,
 
 __all__ = ["check_report", "give_up_silent_runs", "report_run", "stop_run"]
 
-_STATES = frozenset({"running", "ok", "failed", "stopped"})
+_STATES: Final = frozenset({"running", "ok", "failed", "stopped"})
+_WITH_A_CAUSE: Final = frozenset({"failed", "stopped"})
+_BY_HAND: Final = StoppedBy(
+    kind="stopped", code=Code.RUN_STOPPED, scope="run", limit="stopped", message="stopped by hand"
+)
+_YEAR_2000_US: Final = 946_684_800_000_000
+_DAY_US: Final = 24 * 3600 * 1_000_000
 
 
-def check_report(report: RunReport) -> None:
-    """Raise ValueError for a report that cannot be kept."""
-    for state in (report.state, *(step.state for step in report.steps)):
-        if state not in _STATES:
-            raise ValueError(f"the state of a run or step is one of {', '.join(sorted(_STATES))}, not {state!r}")
+def check_report(report: RunReport, *, now_us: int) -> None:
+    """Raise ValueError for a report that cannot be kept.
+
+    A time that cannot be meant (another unit, a clock far ahead) would put a run at the wrong end of every list
+    for good. A day allows for clocks that go wrong by a time zone.
+    """
+    told: tuple[RunReport | StepReport, ...] = (report, *report.steps)
+    for each in told:
+        if each.state not in _STATES:
+            raise ValueError(f"the state of a run or step is one of {', '.join(sorted(_STATES))}, not {each.state!r}")
+        for name, at_us in (("started_us", each.started_us), ("ended_us", each.ended_us)):
+            if at_us is not None and not _YEAR_2000_US <= at_us <= now_us + _DAY_US:
+                of = "the run" if each is report else f"step {each.step!r}" if isinstance(each, StepReport) else ""
+                raise ValueError(
+                    f"`{name}` of {of} is {at_us}; it is in microseconds since 1970 (UTC), not before the year 2000 "
+                    f"and at most a day after the gateway's clock ({now_us})"
+                )
 
 
 def report_run(books: Books, fleet: str, run_id: str, report: RunReport) -> None:
@@ -34,9 +52,7 @@ def report_run(books: Books, fleet: str, run_id: str, report: RunReport) -> None
     run.error = report.error
     run.budget_nanos = lower(run.budget_nanos, report.budget_nanos)
     run.max_calls = lower(run.max_calls, report.max_calls)
-    if report.stopped_by is not None:
-        run.stopped_by = msgspec.json.encode(report.stopped_by).decode()
-        run.stop_reported = 1
+    _report_stop(run, report)
     for told in report.steps:
         _report_step(run, told)
     books.touched(run)
@@ -54,15 +70,8 @@ def stop_run(books: Books, fleet: str | None, run_id: str, now_us: int) -> bool:
         if run.stopped_us is None:
             run.stopped_us = now_us
             run.last_us = max(run.last_us, now_us)
-            if run.stopped_by is None:
-                stop = StoppedBy(
-                    kind="stopped",
-                    code=Code.RUN_STOPPED,
-                    scope="run",
-                    limit="stopped",
-                    message="stopped by hand",
-                )
-                run.stopped_by = stop_json(stop)
+            if run.stopped_by is None or run.state == "running":  # a run that goes on was not ended by a refusal
+                run.stopped_by = stop_json(_BY_HAND)
         books.touched(run)
     return bool(found)
 
@@ -79,6 +88,15 @@ def give_up_silent_runs(books: Books, before_us: int) -> int:
         run.ended_us = run.last_us
         books.touched(run)
     return len(rows)
+
+
+def _report_stop(run: RunRecord, report: RunReport) -> None:
+    """Note what the SDK says ended a run. A run that went on and ended well was stopped by nothing."""
+    stop = report.stopped_by if report.state in _WITH_A_CAUSE else None
+    if stop is not None:
+        run.stopped_by, run.stop_reported = stop_json(stop), 1
+    elif run.stop_reported:  # of a report that this one replaces
+        run.stopped_by, run.stop_reported = stop_json(None if run.stopped_us is None else _BY_HAND), 0
 
 
 def _report_step(run: RunRecord, told: StepReport) -> None:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -23,16 +23,17 @@ __all__ = [
     "RUN_COLUMNS",
     "SAVE_STEP",
     "STEP_COLUMNS",
-    "UPDATE_RUN",
     "RunRecord",
     "StepRecord",
     "Sums",
     "lower",
     "outcome_of",
-    "run_changes",
+    "run_declared",
+    "run_update",
     "run_values",
     "step_values",
     "stop_json",
+    "stop_kept",
     "stop_of",
 ]
 
@@ -111,7 +112,7 @@ class RunRecord(Sums):
     models: str = "[]"
     steps: dict[str, StepRecord] = field(default_factory=dict)
     dirty: bool = False
-    stored: bool = False
+    stored: tuple[Any, ...] | None = None  # `run_declared` as the file has it; None before the first time
 
     def saw(self, role: str | None, model: str | None) -> None:
         """Note a role and a model of one of its calls."""
@@ -161,32 +162,64 @@ _SUMS: Final = (
     "cost_nanos",
 )
 _RUN_FIXED: Final = ("run", "run_id", "fleet", "grouped")
-_RUN_CHANGES: Final = (
-    "name",
+_RUN_COUNTED: Final = (  # what a call changes
     "stopped_by",
-    "stop_reported",
-    "stopped_us",
-    "budget_nanos",
-    "max_calls",
     "admitted",
     "last_seq",
     "roles",
     "models",
-    *_SUMS,
+    "last_us",
+    "error",
+    "open_calls",
+    "outcome",
+    "outcome_seq",
+    "calls",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "cost_nanos",
 )
-RUN_COLUMNS: Final = (*_RUN_FIXED, *_RUN_CHANGES)
+_RUN_DECLARED: Final = (  # what it hardly ever changes; `state` first
+    "state",
+    "started_us",
+    "name",
+    "reported_state",
+    "ended_us",
+    "stop_reported",
+    "stopped_us",
+    "budget_nanos",
+    "max_calls",
+)
+RUN_COLUMNS: Final = (*_RUN_FIXED, *_RUN_DECLARED, *_RUN_COUNTED)
 STEP_COLUMNS: Final = ("run", "seq", "step", "parent", "role", *_SUMS)
 
 run_values = attrgetter(*RUN_COLUMNS)
-run_changes = attrgetter(*_RUN_CHANGES, "run")
+run_declared = attrgetter(*_RUN_DECLARED)
+_run_counted = attrgetter(*_RUN_COUNTED, "run")
 step_values = attrgetter(*STEP_COLUMNS)
 
-# An UPDATE of its own, not an upsert: it leaves the indexes alone whose columns it does not name.
 INSERT_RUN: Final = f"INSERT INTO runs({', '.join(RUN_COLUMNS)}) VALUES ({', '.join('?' * len(RUN_COLUMNS))})"  # noqa: S608 - our own column names
-UPDATE_RUN: Final = f"UPDATE runs SET {', '.join(f'{name}=?' for name in _RUN_CHANGES)} WHERE run=?"  # noqa: S608 - likewise
+_UPDATE_RUN: Final = tuple(
+    f"UPDATE runs SET {', '.join(f'{name}=?' for name in (*declared, *_RUN_COUNTED))} WHERE run=?"  # noqa: S608 - likewise
+    for declared in ((), _RUN_DECLARED[:1], _RUN_DECLARED)
+)
 SAVE_STEP: Final = (
     f"INSERT OR REPLACE INTO steps({', '.join(STEP_COLUMNS)}) VALUES ({', '.join('?' * len(STEP_COLUMNS))})"  # noqa: S608 - likewise
 )
+
+
+def run_update(run: RunRecord) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that saves a run, and its values.
+
+    It names no more columns than it must: SQLite writes every index anew whose columns an UPDATE names.
+    """
+    declared = run_declared(run)
+    if declared == run.stored:
+        return _UPDATE_RUN[0], _run_counted(run)
+    if run.stored is not None and declared[1:] == run.stored[1:]:
+        return _UPDATE_RUN[1], (run.state, *_run_counted(run))
+    return _UPDATE_RUN[2], (*declared, *_run_counted(run))
 
 
 def lower(declared: int | None, asked: int | None) -> int | None:
@@ -210,11 +243,12 @@ _STOPS: Final[dict[str, str]] = {
 
 
 def stop_of(end: CallEnd, step: str | None) -> StoppedBy | None:
-    """Return what a refusal stopped a run with.
+    """Return what a refusal stopped a run with; a call that was cut in flight by a stop counts as one.
 
     None when it stops none (a rate does not: waiting cures it).
     """
-    if end.state != "refused" or end.code is None:
+    cut = end.state == "failed" and end.code == Code.RUN_STOPPED
+    if (end.state != "refused" and not cut) or end.code is None:
         return None
     if end.code == Code.RUN_STOPPED:
         kind: str | None = "max_calls" if end.limit == "max_calls" else "stopped"
@@ -225,12 +259,25 @@ def stop_of(end: CallEnd, step: str | None) -> StoppedBy | None:
     return StoppedBy(
         kind=kind,
         code=end.code,
-        scope=end.scope,
-        limit=end.limit,
+        scope="run" if cut else end.scope,
+        limit="stopped" if cut else end.limit,
         step=step,
         request_id=end.request_id,
         message=end.error or "",
     )
+
+
+def stop_kept(run: RunRecord, end: CallEnd, stop: StoppedBy | None) -> str | None:
+    """Return the JSON of what a run is stopped by, after its latest call ended so.
+
+    What the SDK reported stays. So does a stop by hand, whatever calls that were in flight then come to; the call
+    that it cut says where it met the run.
+    """
+    if run.stop_reported:
+        return run.stopped_by
+    if run.stopped_us is None or (stop is not None and end.state == "failed"):
+        return stop_json(stop)
+    return run.stopped_by
 
 
 def outcome_of(end: CallEnd, stop: StoppedBy | None) -> str:

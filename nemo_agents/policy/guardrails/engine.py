@@ -29,6 +29,10 @@ BUILTIN: Final[Mapping[str, Rule]] = MappingProxyType(
     }
 )
 
+# Where `prompt-injection-detect` looks for everything, and where the wording is imperative by nature.
+_OTHERS_WORDS: Final = frozenset({Source.USER, Source.TOOL, Source.INPUT, Source.VALUE})
+_STRUCTURE_ONLY: Final = frozenset({Source.DEFINITION, Source.FIXED})
+
 _Check = Callable[[dict[str, Any]], tuple[dict[str, Any], tuple[str, ...]]]
 
 
@@ -75,7 +79,7 @@ def guardrail_refusal(verdict: Verdict) -> Refusal:
 
 def _redact(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     redactor = pii.Redactor()
-    new = rewrite(body, lambda text, _: redactor.redact(text))
+    new = rewrite(body, lambda text, source: text if source is Source.FIXED else redactor.redact(text))
     return new, redactor.kinds
 
 
@@ -83,9 +87,9 @@ def _detect(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     kinds: set[str] = set()
 
     def look(text: str, source: Source) -> str:
-        if source in {Source.USER, Source.TOOL, Source.INPUT}:
+        if source in _OTHERS_WORDS:
             kinds.update(injection.detect(text))
-        elif source is Source.DEFINITION:
+        elif source in _STRUCTURE_ONLY:
             kinds.update(injection.detect_structural(text))
         return text
 

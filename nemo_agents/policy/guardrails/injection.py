@@ -54,7 +54,7 @@ def detect(text: str) -> tuple[str, ...]:
     if views.native is not None:
         readings.append((views.native, NATIVE, ()))
     for reading, patterns, also in readings:
-        if found := _over_threshold(reading, patterns, extra):
+        if reading and (found := _over_threshold(reading, patterns, extra)):
             kinds.update(found, also, ("split-words",) if extra else ())
     return tuple(sorted(kinds))
 

@@ -1,8 +1,13 @@
 """Every text of a request that a model would read, visited in order and rewritten in a copy.
 
 Understood: chat completions (`messages`, `tools`, `response_format`), embeddings and responses (`input`,
-`instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks).
-What is unknown inside a content part is visited as text; images, audio and other base64 data are not text.
+`instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks); those that
+the gateway does not serve yet as well, so that no endpoint is added without them. Labels that a provider keeps beside
+the texts (`user`, `metadata`, `stop`) are visited too. What is unknown inside a content part is visited as text;
+images, audio and other base64 data are not text.
+
+Nothing that makes a request valid is rewritten: types, references, names of functions and of a schema's properties,
+patterns and grammars stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +29,10 @@ class Source(StrEnum):
     ASSISTANT = "assistant"
     TOOL = "tool"
     DEFINITION = "definition"  # descriptions of tools and schemas
+    VALUE = "value"  # what a schema offers as a value: enum, const, default, examples
+    FIXED = "fixed"  # must stay as it is: function names, patterns, grammars; `visit` may look, its answer is dropped
     INPUT = "input"  # embeddings input, completions prompt
+    LABEL = "label"  # read by the provider and not by the model: user, metadata, stop
 
 
 Visit = Callable[[str, Source], str]
@@ -64,6 +72,42 @@ _NOT_TEXT: Final = frozenset(
         "type",
     }
 )
+# Inside tools and schemas. A string, or a list of them, that names something elsewhere:
+_REFERENCES: Final = frozenset(
+    {
+        "$anchor",
+        "$dynamicAnchor",
+        "$dynamicRef",
+        "$id",
+        "$recursiveRef",
+        "$ref",
+        "$schema",
+        "contentEncoding",
+        "contentMediaType",
+        "format",
+        "propertyName",
+        "propertyOrdering",
+        "required",
+        "server_url",
+        "syntax",
+        "ttl",
+        "type",
+    }
+)
+_FIXED: Final = frozenset({"definition", "name", "pattern"})  # `definition` is a grammar's
+_VALUES: Final = frozenset({"const", "default", "enum", "example", "examples"})
+# Objects whose keys are names of the client's own, and no keywords.
+_BY_NAME: Final = frozenset(
+    {
+        "$defs",
+        "definitions",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "patternProperties",
+        "properties",
+    }
+)
 _DATA_URL: Final = re.compile(r"data:[\w/+.;=-]{0,200};base64,[A-Za-z0-9+/=_\s-]*")
 
 
@@ -96,8 +140,10 @@ def _message(message: Any, visit: Visit) -> Any:
 
     def one(key: str, value: Any) -> Any:
         match key:
-            case "content" | "refusal" | "reasoning_content" | "text":
+            case "content" | "refusal" | "reasoning" | "reasoning_content" | "text":
                 return _content(value, visit, source, 0)
+            case "name" if isinstance(value, str):
+                return _name(value, visit, source if isinstance(role, str) else Source.TOOL)
             case "output":  # a tool's result in the Responses API
                 return _content(value, visit, Source.TOOL, 0)
             case "summary":
@@ -112,6 +158,15 @@ def _message(message: Any, visit: Visit) -> Any:
                 return value
 
     return _each_field(message, one)
+
+
+def _name(name: str, visit: Visit, source: Source) -> str:
+    """Visit who speaks. A tool is called by its name, which stays; any other may not hold a label's brackets."""
+    if source is Source.TOOL:
+        visit(name, Source.FIXED)
+        return name
+    new = visit(name, source)
+    return name if new == name else new.replace("<", "").replace(">", "")
 
 
 def _tool_call(call: Any, visit: Visit) -> Any:
@@ -187,19 +242,55 @@ def _content(value: Any, visit: Visit, source: Source, depth: int) -> Any:
     return _each_field(value, lambda key, item: item if key in _NOT_TEXT else _content(item, visit, inner, depth + 1))
 
 
-def _descriptions(value: Any, visit: Visit, depth: int = 0) -> Any:
+def _definitions(value: Any, visit: Visit, depth: int = 0) -> Any:
+    """Visit the strings of tools and schemas, known keywords or not; what would make them invalid stays."""
     _check_depth(depth)
+    if isinstance(value, str):
+        return _text(value, visit, Source.DEFINITION)
     if isinstance(value, list):
-        return _each(value, lambda item: _descriptions(item, visit, depth + 1))
+        return _each(value, lambda item: _definitions(item, visit, depth + 1))
     if not isinstance(value, dict):
         return value
 
     def one(key: str, item: Any) -> Any:
-        if key == "description" and isinstance(item, str):
-            return _text(item, visit, Source.DEFINITION)
-        return _descriptions(item, visit, depth + 1)
+        if key in _REFERENCES and _only_strings(item):
+            return item
+        if key in _FIXED and isinstance(item, str):
+            visit(item, Source.FIXED)
+            return item
+        if key in _VALUES:
+            new = _strings(item, visit, Source.VALUE, depth + 1)
+            return _without_twins(new) if key == "enum" and new is not item else new
+        if key in _BY_NAME and isinstance(item, dict):
+            return _each_field(item, named)
+        return _definitions(item, visit, depth + 1)
+
+    def named(_: str, item: Any) -> Any:
+        is_list_of_names = isinstance(item, list) and _only_strings(item)
+        return item if is_list_of_names else _definitions(item, visit, depth + 2)
 
     return _each_field(value, one)
+
+
+def _without_twins(values: Any) -> Any:
+    """Let one of equal strings stay: two spellings of an address get one label, and an enum has no value twice."""
+    return list(dict.fromkeys(values)) if isinstance(values, list) and _only_strings(values) else values
+
+
+def _only_strings(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _strings(value: Any, visit: Visit, source: Source, depth: int = 0) -> Any:
+    """Visit every string of a JSON value; keys and numbers stay."""
+    _check_depth(depth)
+    if isinstance(value, str):
+        return _text(value, visit, source)
+    if isinstance(value, list):
+        return _each(value, lambda item: _strings(item, visit, source, depth + 1))
+    if not isinstance(value, dict):
+        return value
+    return _each_field(value, lambda _, item: _strings(item, visit, source, depth + 1))
 
 
 def _text(text: str, visit: Visit, source: Source) -> str:
@@ -227,6 +318,10 @@ def _check_depth(depth: int) -> None:
         raise TooDeepError(f"nested deeper than {_DEPTH_MAX} levels")
 
 
+def _labels(value: Any, visit: Visit) -> Any:
+    return _strings(value, visit, Source.LABEL)
+
+
 def _as(source: Source) -> Callable[[Any, Visit], Any]:
     return lambda value, visit: _content(value, visit, source, 0)
 
@@ -241,7 +336,8 @@ _FIELDS: Final[Mapping[str, Callable[[Any, Visit], Any]]] = {
     "system": _as(Source.SYSTEM),
     "instructions": _as(Source.SYSTEM),
     "prediction": _as(Source.ASSISTANT),
-    "tools": _descriptions,
-    "functions": _descriptions,
-    "response_format": _descriptions,
+    "tools": _definitions,
+    "functions": _definitions,
+    "response_format": _definitions,
+    **dict.fromkeys(("user", "metadata", "stop", "safety_identifier", "prompt_cache_key"), _labels),
 }

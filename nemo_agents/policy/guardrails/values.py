@@ -45,6 +45,11 @@ class Verdict:
     guardrail: str
     kinds: tuple[str, ...] = ()
 
+    @property
+    def note(self) -> str:
+        """What the request log says: the name alone when it allowed, else `name: action`."""
+        return self.guardrail if self.action == "allow" else f"{self.guardrail}: {self.action}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -99,6 +99,7 @@ def upgrade() -> None:
         sa.Column("finish_reason", sa.Text(), nullable=True),
         sa.Column("attempts", INT, server_default=sa.text("0"), nullable=False),
         sa.Column("guardrails", sa.Text(), nullable=False),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("run", "seq", name=op.f("pk_calls")),
         sa.UniqueConstraint("request_id", name=op.f("uq_calls_request_id")),
         sqlite_strict=True,
@@ -111,7 +112,6 @@ def upgrade() -> None:
         sa.Column("seq", INT, nullable=False),
         sa.Column("prompt", sa.LargeBinary(), nullable=True),
         sa.Column("params", sa.LargeBinary(), nullable=True),
-        sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("run", "seq", name=op.f("pk_contents")),
         sqlite_strict=True,
         sqlite_with_rowid=False,
@@ -129,7 +129,6 @@ def upgrade() -> None:
     )
     op.create_table(
         "entries",
-        sa.Column("id", INT, nullable=False),
         sa.Column("hold_id", sa.Text(), nullable=False),
         sa.Column("slot", INT, nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
@@ -148,9 +147,9 @@ def upgrade() -> None:
             " WHEN 'correct' THEN 2 ELSE -1 END",
             name=op.f("ck_entries_slot"),
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_entries")),
-        sa.UniqueConstraint("hold_id", "slot", name=op.f("uq_entries_hold_id_slot")),
+        sa.PrimaryKeyConstraint("hold_id", "slot", name=op.f("pk_entries")),
         sqlite_strict=True,
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "fleets",
