@@ -198,13 +198,17 @@ def test_without_javascript_links_lead_through_the_pages_of_a_long_run(browser: 
         assert page.locator(f"#call-{calls[0].request_id}").is_visible()
         assert not page.locator(f"#call-{calls[500].request_id}").count()
         page.get_by_role("navigation", name="Calls", exact=True).get_by_role("link", name="600").click()
+        page.locator(f"#call-{calls[500].request_id}").wait_for()
         assert page.url.endswith("?from=401")
-        assert page.locator(f"#call-{calls[500].request_id}").is_visible()
         assert page.locator(f"#call-{calls[349].request_id}").is_visible()  # a problem of another page
+        number = page.locator(f"#call-{calls[1_402].request_id} .seq").bounding_box()
+        assert number is not None
+        assert number["height"] < 24  # one line
         page.locator("#step-1").get_by_role("link", name="100 calls on other pages").click()
+        page.locator(f"#call-{calls[0].request_id}").wait_for()
         assert page.url.endswith("?from=1#step-1")
         page.get_by_role("link", name="4 calls were refused with 429 (rpm)").click()
-        assert page.locator(f"#call-{calls[349].request_id} .body").is_visible()
+        page.locator(f"#call-{calls[349].request_id}.selected .body").wait_for()
 
 
 LONG_NAMES = ("compare every claim of the draft with the sources that were found on the web", "w" * 70)
