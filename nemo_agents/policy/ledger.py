@@ -3,12 +3,16 @@
 A reservation is *held* before a call, and resolves exactly once: *posted* with what it cost, *voided* when the
 request provably never left, or *expired* (posted at the hold) when nobody knows. Money is integer nanos. A store
 performs the guard in one atomic statement over all scopes of a request: all of them hold, or none does.
+
+What every call makes several of is a msgspec Struct: frozen like the dataclasses, and made at a third of their price.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 __all__ = ["Balance", "BudgetScope", "Held", "HoldRefused", "RunCaps", "RunRefused", "Settlement"]
 
@@ -30,8 +34,7 @@ class BudgetScope:
     resets_at_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
+class Balance(Struct, frozen=True, kw_only=True):
     """What a scope has posted and holds in one period."""
 
     scope: BudgetScope
@@ -54,8 +57,7 @@ class RunCaps:
     max_calls: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(Struct, frozen=True, kw_only=True):
     """The hold is committed. `balances` are the scopes after it, in the order asked; `seq` is its number in the run."""
 
     balances: tuple[Balance, ...]
@@ -79,8 +81,7 @@ class RunRefused:
     max_calls: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(Struct, frozen=True, kw_only=True):
     """How a hold resolves: `post` what it cost (even beyond the hold: truth first), `void` 0, or `expire` the hold."""
 
     kind: Literal["post", "void", "expire"]

@@ -196,10 +196,11 @@ class Step:
         self._ended_us = self.run.rim.clock_us()
         if self._token is not None:
             context.leave(self._token)
-        if exc is None or answers.is_plain_exit(exc):
+        stop = None if exc is None else answers.stop_of(exc)
+        if exc is None or (stop is None and answers.is_plain_exit(exc)):
             self.state = "ok"
             return
-        self.state = "stopped" if answers.stop_of(exc) else "failed"
+        self.state = "stopped" if stop else "failed"
         self.error = answers.describe(exc)
         self.run.escaped(exc, step=self.label)
 

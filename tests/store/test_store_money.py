@@ -7,9 +7,10 @@ import json
 import random
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
+from msgspec.structs import replace
 from store_values import (
     HOUR_US,
     T0,

@@ -4,6 +4,8 @@ The data plane calls four methods per request: `open_call` (awaits a committed i
 for a fallback, `close_call` (queued; `flush` waits for it) and `log_refusal` (queued). Everything else serves the
 admin API and the viewer.
 
+What every call makes one of is a msgspec Struct: frozen like the dataclasses, and made at a third of their price.
+
 Times are integer microseconds since the epoch (UTC), money is integer nanos.
 """
 
@@ -12,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct
 
 from nemo_agents.admin import wire
 from nemo_agents.policy.keys import Grant
@@ -52,8 +56,7 @@ class FleetRecord:
     updated_us: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallStart:
+class CallStart(Struct, frozen=True, kw_only=True):
     """The intent: everything known about a call before it is sent."""
 
     request_id: str
@@ -77,8 +80,7 @@ class CallStart:
     params: bytes | None = None  # JSON object of the other parameters
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptStart:
+class AttemptStart(Struct, frozen=True, kw_only=True):
     """One attempt with its hold. `scopes` is in the fixed order run, role, fleet."""
 
     hold_id: str
@@ -93,8 +95,7 @@ class AttemptStart:
     expires_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnd:
+class AttemptEnd(Struct, frozen=True, kw_only=True):
     """How an attempt ended, and how its hold resolves."""
 
     hold_id: str
@@ -104,11 +105,10 @@ class AttemptEnd:
     error: str | None
     settlement: Settlement
     usage_source: Literal["provider", "hold", "none"]
-    usage: dict[str, int] = field(default_factory=dict)  # any of the five counts of policy.usage.Usage, by name
+    usage: dict[str, int] = {}  # any of the five counts of policy.usage.Usage, by name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallEnd:
+class CallEnd(Struct, frozen=True, kw_only=True):
     """How a call ended. Token counts and cost are sums over its attempts; None where unknown."""
 
     request_id: str

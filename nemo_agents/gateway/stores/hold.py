@@ -62,11 +62,7 @@ def _guarded_hold(limited: tuple[bool, ...]) -> str:
     return f"UPDATE balances SET held_nanos = held_nanos + ?1 WHERE id IN ({', '.join(ids)}){guards}"  # noqa: S608 - likewise
 
 
-_MOVE: Final = tuple(
-    "UPDATE balances SET held_nanos=held_nanos-?, posted_nanos=posted_nanos+?"  # noqa: S608 - only numbers of marks
-    f" WHERE id IN ({', '.join('?' * n)})"
-    for n in range(1, _SCOPES_MAX + 1)
-)
+_MOVE: Final = "UPDATE balances SET held_nanos=held_nanos-?, posted_nanos=posted_nanos+? WHERE id=?"
 
 
 def check_hold(attempt: AttemptStart) -> None:
@@ -221,10 +217,9 @@ class LedgerWriter:
         )
 
     def _move(self, hold: Hold, held: int, posted: int) -> None:
-        ids = hold.balance_ids
-        if ids:
-            self._db.execute(_MOVE[len(ids) - 1], (held, posted, *ids))
-        for balance_id in ids:
+        # One row after the other, with no guard to ask: what resolves the hold has decided, and the transaction binds.
+        self._db.executemany(_MOVE, [(held, posted, balance_id) for balance_id in hold.balance_ids])
+        for balance_id in hold.balance_ids:
             kept = self._kept_by_id.get(balance_id)
             if kept is not None:
                 kept.held_nanos -= held

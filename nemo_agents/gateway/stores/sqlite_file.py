@@ -8,11 +8,21 @@ import stat
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_agents.errors import SettingsError
 
 __all__ = ["FileLock", "check_writable", "connect_reader", "connect_writer", "prepare"]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+# The driver looks for protocols on every parameter that is NULL or bytes, and finds none, at the price of several
+# exceptions each. It knows what to do with both; an adapter that adapts nothing says so at once.
+for _kind in (type(None), bytes):
+    sqlite3.register_adapter(_kind, _as_it_is)
 
 
 class FileLock:
