@@ -176,14 +176,13 @@ class _Journey:
                 raise
             self._flight.task.uncancel()
             await self._cut(self._flight.cut)
-        except TimeoutError:
-            if not self._client.gone:
-                raise
-            self._settle_unknown("abandoned", 499, None, "the client left, and the provider did not finish in time")
         except StoreUnavailable as error:
             self._settle_unknown("failed", 503, Code.STORE_UNAVAILABLE, str(error))
             raise
         except BaseException as error:
+            if isinstance(error, TimeoutError) and self._client.gone:
+                self._settle_unknown("abandoned", 499, None, "the client left, and the provider did not finish in time")
+                return
             self._settle_unknown("failed", 500, Code.INTERNAL_ERROR, type(error).__name__)
             raise
 

@@ -42,6 +42,33 @@ def test_a_call_whose_client_left_ends_soon(tmp_path, stream):
         assert gateway.ledger_problems() == []
 
 
+class _TimesOut:
+    """A provider in which something times out that nobody foresaw; the operating system's ETIMEDOUT is one."""
+
+    name = "faulty"
+
+    async def send(self, _request):
+        raise TimeoutError("from somewhere else")
+
+    async def close(self):
+        pass
+
+
+def test_a_time_out_from_anywhere_leaves_no_hold_open(tmp_path, shared_provider):
+    """Only the departure of the client is told by TimeoutError as well; any other is a fault like all faults."""
+    with gateway_at(tmp_path / "home", shared_provider) as gateway, httpx.Client(base_url=gateway.url) as http:
+        gateway.running.gateway.providers["faulty"] = _TimesOut()
+        admin = {"authorization": f"Bearer {gateway.admin_key.reveal()}"}
+        key = http.post("/key/generate", json={"max_parallel_requests": 1}, headers=admin).json()["key"]
+        for _ in range(2):
+            answer = http.post("/v1/chat/completions", json=ASK, headers={"authorization": f"Bearer {key}"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        calls = http.get("/nemo/logs", headers=admin).json()["calls"]
+        assert [call["state"] for call in calls] == ["failed", "failed"]
+        assert all(status["held_nanos"] == 0 for status in http.get("/nemo/status", headers=admin).json())
+        assert gateway.ledger_problems() == []
+
+
 def test_a_gateway_that_stops_ends_its_calls_with_an_answer(tmp_path):
     """The client hears that it may come back, and the hold is settled before the file is closed."""
     with run_faulty_provider() as provider, ThreadPoolExecutor(1) as pool:
