@@ -94,7 +94,7 @@ class DataPlane:
             raise Denied(found)
         x.grant, secret = found
         x.key_id = secret.public_id
-        fleet = self._gateway.fleets.get(x.grant.fleet or "")
+        fleet = self._gateway.fleet_of(x.grant)
         if fleet is not None and fleet.blocked:
             raise Denied(_fleet_blocked(fleet.fleet))
 
@@ -123,7 +123,7 @@ class DataPlane:
         if not allowed(x.body["model"], grant.models, provider_of=gateway.prices.provider_of):
             who = grant.role or grant.alias or "this key"
             raise Denied(_model_not_allowed(x.body["model"], who, grant.models, scope="role"))
-        fleet = gateway.fleets.get(grant.fleet or "")
+        fleet = gateway.fleet_of(grant)
         if fleet and not allowed(x.body["model"], fleet.models, provider_of=gateway.prices.provider_of):
             raise Denied(_model_not_allowed(x.body["model"], f"Fleet {fleet.fleet}", fleet.models, scope="fleet"))
         refusal = check_tools(x.body, grant)

@@ -171,6 +171,18 @@ class Gateway:
         name = f"{grant.fleet or ''}/{run_id}"
         return (BudgetScope(kind="run", id=name, period="total", limit_nanos=caps.budget_nanos), *budgets)
 
+    def fleet_of(self, grant: Grant) -> FleetRecord | None:
+        """Return the record of a grant's fleet; None for a grant without one, or a fleet without a record."""
+        return self.fleets.get(grant.fleet) if grant.fleet else None
+
+    def role_scope(self, grant: Grant, *, now_us: int) -> BudgetScope:
+        """Return the grant's own budget in its current period."""
+        return self._standing_of(grant, now_us).budgets[0]
+
+    async def last_used(self) -> dict[str, int | None]:
+        """Return when each grant was last used, by its id; the store alone knows."""
+        return {grant.grant_id: grant.last_used_us for grant in await self.store.grants()}
+
     def fleet_scope(self, name: str, *, now_us: int) -> BudgetScope:
         """Return the fleet's own budget; without a record of the fleet its spend is still recorded."""
         fleet = self.fleets.get(name, FleetRecord(fleet=name))
@@ -185,7 +197,7 @@ class Gateway:
 
     def _standing_of(self, grant: Grant, now_us: int) -> _Standing:
         """Return the scopes of a grant: worked out once, and again when grant or fleet change or a period ends."""
-        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
+        fleet = self.fleet_of(grant)
         standing = self._standings.get(grant.grant_id)
         if standing is not None and standing.holds(grant, fleet, now_us):
             return standing
@@ -230,7 +242,7 @@ class Gateway:
 
     def alert_thresholds(self, grant: Grant) -> dict[str, float | None]:
         """Return at which fraction of each budget a warning is due."""
-        fleet = self.fleets.get(grant.fleet) if grant.fleet else None
+        fleet = self.fleet_of(grant)
         return {"run": 0.8, "role": grant.alert_at, "fleet": fleet.alert_at if fleet else None}
 
     def groups(self, fleet: str | None) -> Mapping[str, Sequence[Deployment]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nemo_agents.admin.wire import FleetStatus, RoleStatus
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.keys import Grant
-from nemo_agents.policy.ledger import Balance, RunCaps
+from nemo_agents.policy.ledger import Balance
 from nemo_agents.policy.periods import period_name
 
 __all__ = ["fleet_statuses"]
@@ -20,7 +20,7 @@ async def fleet_statuses(gateway: Gateway) -> list[FleetStatus]:
     names = sorted({*gateway.fleets, *(g.fleet for g in grants if g.fleet)})
     if any(grant.fleet is None for grant in grants):
         names.append(_NO_FLEET)
-    last_used = {grant.grant_id: grant.last_used_us for grant in await gateway.store.grants()}
+    last_used = await gateway.last_used()
     return [
         await _fleet(gateway, name, [g for g in grants if (g.fleet or _NO_FLEET) == name], last_used, now_us)
         for name in names
@@ -31,7 +31,7 @@ async def _fleet(
     gateway: Gateway, name: str, grants: list[Grant], last_used: dict[str, int | None], now_us: int
 ) -> FleetStatus:
     own = gateway.fleet_scope(name, now_us=now_us)
-    scopes = [gateway.budget_scopes(g, run_id=None, caps=RunCaps(), now_us=now_us)[0] for g in grants]
+    scopes = [gateway.role_scope(grant, now_us=now_us) for grant in grants]
     balance, *of_roles = await gateway.store.balances([own, *scopes])
     record = gateway.fleets.get(name)
     return FleetStatus(

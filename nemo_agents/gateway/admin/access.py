@@ -86,7 +86,7 @@ def _caller(gateway: Gateway, request: Request, access: Access) -> Caller:
         raise AdminFault(found.status, found.message, "auth_error")
     if access is Access.ADMIN:
         raise AdminFault(403, "A virtual key may not do this; it needs the admin key.", "auth_error")
-    fleet = gateway.fleets.get(found[0].fleet or "")
+    fleet = gateway.fleet_of(found[0])
     if fleet is not None and fleet.blocked:
         raise AdminFault(403, f"The fleet {fleet.fleet} is blocked.", "auth_error")
     return Caller(admin=False, grant=found[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from nemo_agents.money import nanos_from_wire
 from nemo_agents.policy.guardrails import BUILTIN
 from nemo_agents.policy.periods import period_at
 
-__all__ = ["check_period", "iso", "parse_budget", "parse_fields", "parse_guardrails", "parse_limit"]
+__all__ = ["check_period", "iso", "parse_alert_at", "parse_budget", "parse_fields", "parse_guardrails", "parse_limit"]
 
 _MAX_LIMIT = 10**12
 
@@ -37,6 +38,14 @@ def parse_budget(value: float | None) -> int | None:
         return None if value is None else nanos_from_wire(value)
     except ValueError as error:
         raise bad(f"`max_budget`: {error}.", "max_budget") from None
+
+
+def parse_alert_at(ours: Mapping[str, Any]) -> float | None:
+    """Return the alert threshold in `metadata.nemo`: a fraction of the budget, or None for no alert."""
+    alert_at = ours.get("alert_at")
+    if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
+        raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
+    return alert_at
 
 
 def parse_guardrails(names: list[str]) -> tuple[str, ...]:

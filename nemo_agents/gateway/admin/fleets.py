@@ -13,7 +13,7 @@ from starlette.responses import Response
 from nemo_agents.admin.wire import DeploymentRow, TeamRow
 from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
 from nemo_agents.gateway.admin.faults import bad, not_found
-from nemo_agents.gateway.admin.fields import check_period, iso, parse_budget, parse_fields, parse_limit
+from nemo_agents.gateway.admin.fields import check_period, iso, parse_alert_at, parse_budget, parse_fields, parse_limit
 from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.admin.keys import key_rows
 from nemo_agents.gateway.state import Gateway
@@ -165,10 +165,7 @@ def _apply(fleet: FleetRecord, fields: TeamFields, now_us: int) -> FleetRecord:
     if fields.metadata is not UNSET:
         metadata = fields.metadata or {}
         ours = metadata.get("nemo")
-        alert_at = ours.get("alert_at") if isinstance(ours, dict) else None
-        if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
-            raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
-        changes |= {"metadata": metadata, "alert_at": alert_at}
+        changes |= {"metadata": metadata, "alert_at": parse_alert_at(ours if isinstance(ours, dict) else {})}
     return replace(fleet, **changes)
 
 

@@ -20,6 +20,7 @@ from nemo_agents.gateway.admin.faults import AdminFault, bad, not_found
 from nemo_agents.gateway.admin.fields import (
     check_period,
     iso,
+    parse_alert_at,
     parse_budget,
     parse_fields,
     parse_guardrails,
@@ -29,10 +30,10 @@ from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.money import nanos_to_wire
 from nemo_agents.policy.keys import Grant, KeySecret, mask_key, parse_public_id
-from nemo_agents.policy.ledger import BudgetScope, RunCaps
+from nemo_agents.policy.ledger import BudgetScope
 from nemo_agents.policy.periods import span_seconds
 
-__all__ = ["ROUTES", "key_rows", "role_scope"]
+__all__ = ["ROUTES", "key_rows"]
 
 
 class KeyFields(msgspec.Struct, kw_only=True):
@@ -232,16 +233,14 @@ def _from_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     ours = metadata.get("nemo", {})
     if not isinstance(ours, dict):
         raise bad("`metadata.nemo` must be an object.", "metadata")
-    tools, alert_at, role = ours.get("tools"), ours.get("alert_at"), ours.get("role")
+    tools, role = ours.get("tools"), ours.get("role")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, str) for tool in tools)):
         raise bad("`metadata.nemo.tools` must be a list of tool names.", "metadata")
-    if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
-        raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
     return {
         "metadata": metadata,
         "role": role if isinstance(role, str) else None,
         "tools": tuple(tools) if tools is not None else None,
-        "alert_at": alert_at,
+        "alert_at": parse_alert_at(ours),
     }
 
 
@@ -286,19 +285,13 @@ async def _row(gateway: Gateway, grant: Grant) -> KeyRow:
 async def key_rows(gateway: Gateway, grants: list[Grant]) -> list[KeyRow]:
     """Return grants as `/key/info` shows them, with what they spent in the current period of their budget."""
     now_us = gateway.clock.now_us()
-    scopes = [role_scope(gateway, grant, now_us) for grant in grants]
+    scopes = [gateway.role_scope(grant, now_us=now_us) for grant in grants]
     balances = await gateway.store.balances(scopes)
-    last_used = {grant.grant_id: grant.last_used_us for grant in await gateway.store.grants()}
+    last_used = await gateway.last_used()
     return [
         _key_row(replace(grant, last_used_us=last_used.get(grant.grant_id)), balance.posted_nanos, scope)
         for grant, scope, balance in zip(grants, scopes, balances, strict=True)
     ]
-
-
-def role_scope(gateway: Gateway, grant: Grant, now_us: int) -> BudgetScope:
-    """Return the grant's own budget in its current period."""
-    scopes = gateway.budget_scopes(grant, run_id=None, caps=RunCaps(), now_us=now_us)
-    return scopes[0]
 
 
 def _key_row(grant: Grant, posted_nanos: int, scope: BudgetScope) -> KeyRow:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from nemo_agents.admin import wire
 from nemo_agents.gateway.state import Gateway
@@ -11,6 +12,14 @@ from nemo_agents.gateway.stores.base import LogFilter, StoreUnavailable
 from nemo_agents.viewer.reader import ReadFailed
 
 __all__ = ["StoreReader"]
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise ReadFailed(str(error)) from error
 
 
 class StoreReader:
@@ -33,17 +42,13 @@ class StoreReader:
     ) -> wire.RunPage:
         """Return a page of runs, newest first."""
         where = LogFilter(fleet=fleet, role=role, model=model, state=state, status=status, since_us=since_us)
-        try:
+        with _readable():
             return await self._gateway.store.runs(where, before=before, limit=limit)
-        except StoreUnavailable as error:
-            raise ReadFailed(str(error)) from error
 
     async def get_run(self, run_id: str) -> wire.RunDetail | None:
         """Return one run."""
-        try:
+        with _readable():
             return await self._gateway.store.run(run_id, fleet=None)
-        except StoreUnavailable as error:
-            raise ReadFailed(str(error)) from error
 
     async def list_calls(
         self,
@@ -57,21 +62,15 @@ class StoreReader:
     ) -> wire.LogPage:
         """Return a page of the request log, newest first."""
         where = LogFilter(run_id=run_id, role=role, model=model, status=status)
-        try:
+        with _readable():
             return await self._gateway.store.calls(where, before=before, limit=limit)
-        except StoreUnavailable as error:
-            raise ReadFailed(str(error)) from error
 
     async def get_contents(self, ids: Sequence[str]) -> dict[str, wire.CallContent]:
         """Return what these calls said."""
-        try:
+        with _readable():
             return await self._gateway.store.contents(ids)
-        except StoreUnavailable as error:
-            raise ReadFailed(str(error)) from error
 
     async def fleet_status(self) -> list[wire.FleetStatus]:
         """Return every fleet with its roles as they are now."""
-        try:
+        with _readable():
             return await fleet_statuses(self._gateway)
-        except StoreUnavailable as error:
-            raise ReadFailed(str(error)) from error
