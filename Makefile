@@ -11,10 +11,10 @@ COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench lock format docs clean
+.PHONY: help demo test test-long check bench bench-stores lock format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## a fleet, a gateway and a run to look at, offline; KEEP=1 leaves the gateway up
 	@$(BIN)/nemo-agents demo $(if $(KEEP),--keep)
@@ -24,6 +24,10 @@ test: $(VENV)/.dev ## make check, then every test; ARGS="-k budget" is passed to
 	@.ci/install-system
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-long: $(VENV)/.dev ## the proofs with more seeds, kills and time: an hour or two; ARGS as for make test
+	@.ci/install-system
+	@$(BIN)/python -m pytest -n 2 -m long --timeout 7200 $(ARGS)
+
 check: $(VENV)/.dev ## formatting, lint, types, import rules, links, generated docs, lock, dead code
 	@$(BIN)/python .ci/check.py $(ARGS)
 
@@ -31,9 +35,14 @@ bench: $(VENV)/.dev ## the gateway against nginx on one core; ARGS="--seconds 1 
 	@.ci/install-system bench
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
+bench-stores: $(VENV)/.dev ## what each store costs, SQLite and PostgreSQL, against the bare statements; ARGS="--seconds 1"
+	@.ci/install-system
+	@.ci/install-system bench
+	@$(BIN)/python benchmarks/stores.py $(ARGS)
+
 lock: ## resolve the dependencies anew into .ci/requirements*.txt (needs uv); ARGS=--upgrade for the newest
 	@command -v $(UV) >/dev/null || { echo "make lock: uv is missing; install it, or: make lock UV=/path/to/uv" >&2; exit 1; }
-	@$(COMPILE) --extra gateway --group dev $(ARGS) -o .ci/requirements-dev.txt
+	@$(COMPILE) --extra gateway --extra postgres --extra redis --extra tokenizer --group dev $(ARGS) -o .ci/requirements-dev.txt
 	@$(COMPILE) --extra gateway --group build -c .ci/requirements-dev.txt --no-annotate -o .ci/requirements.txt
 	@$(if $(wildcard $(VENV)/.dev),$(BIN)/python .ci/check_lock.py,echo "locked; make check verifies it")
 

@@ -140,7 +140,9 @@ READY_S = 30.0
 
 
 @contextmanager
-def _launched(upstream: Target, cores: Cores, home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
+def _launched(
+    upstream: Target, cores: Cores, home: Path, flags: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
     """Run a gateway with fresh data; yield its address, its process and the seconds until it lived."""
     home.mkdir(mode=0o700)
     config = home / "gateway.toml"
@@ -151,7 +153,7 @@ def _launched(upstream: Target, cores: Cores, home: Path) -> Iterator[tuple[str,
         encoding="utf-8",
     )
     program = Path(sys.executable).with_name("nemo-agents")
-    argv = (str(program), "gateway", "--port", "0", "--home", str(home), "--config", str(config))
+    argv = (str(program), "gateway", "--port", "0", "--home", str(home), "--config", str(config), *flags)
     env = {name: value for name, value in os.environ.items() if not name.startswith("NEMO_")}
     log = home.with_suffix(".log")
     started = time.monotonic()
@@ -189,13 +191,21 @@ def _provision(url: str, home: Path, guardrails: Sequence[str]) -> str:
 
 
 @contextmanager
-def gateway(upstream: Target, cores: Cores, folder: Path, guardrails: Sequence[str]) -> Iterator[tuple[Target, float]]:
+def gateway(
+    upstream: Target,
+    cores: Cores,
+    folder: Path,
+    guardrails: Sequence[str],
+    *,
+    name: str = "gateway",
+    flags: Sequence[str] = (),
+) -> Iterator[tuple[Target, float]]:
     """Run the gateway with every check on; yield it and its memory in MB before the first request."""
-    home = folder / "gateway"
-    with _launched(upstream, cores, home) as (url, process, _):
+    home = folder / name.replace(" ", "-")
+    with _launched(upstream, cores, home, flags) as (url, process, _):
         idle_mb = memory_mb(process.pid, peak=False)
         key = _provision(url, home, guardrails)
-        yield Target(name="gateway", url=f"{url}{PATH}", pid=process.pid, key=key), idle_mb
+        yield Target(name=name, url=f"{url}{PATH}", pid=process.pid, key=key), idle_mb
 
 
 def start_seconds(upstream: Target, cores: Cores, folder: Path, times: int) -> list[float]:

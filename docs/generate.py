@@ -30,11 +30,23 @@ VARIABLES = {
     "GATEWAY_URL": "Where the SDK and the command line find the gateway.",
     "ADMIN_KEY": "The admin key; in the gateway's environment it replaces the generated one.",
     "HOME": "The folder of the gateway's data and of the key store; created for its owner alone.",
+    "DATABASE_URL": "The PostgreSQL database that many gateways share; `--database` goes before it.",
+    "DATABASE_PASSWORD": "The password for it, where the address has none.",
+    "CACHE_URL": "The Valkey or Redis server in which many gateways count rates; `--cache` goes before it.",
+    "CACHE_PASSWORD": "The password for it, where the address has none.",
+    "PEPPER": "What keys are hashed with. Gateways that share a database need the same one.",
+    "VIEWER_TOKEN": "What opens the viewer; gateways behind one load balancer need the same one.",
 }
 DEFAULTS = {
     "GATEWAY_URL": f"`{environment.DEFAULT_GATEWAY_URL}`",
     "ADMIN_KEY": "`admin.key` in the gateway's home",
     "HOME": "`~/.nemo-agents`",
+    "DATABASE_URL": "none: one SQLite file",
+    "DATABASE_PASSWORD": "none",
+    "CACHE_URL": "none: this process alone",
+    "CACHE_PASSWORD": "none",
+    "PEPPER": "`pepper` in the gateway's home",
+    "VIEWER_TOKEN": "`viewer.token` in the gateway's home",
 }
 
 

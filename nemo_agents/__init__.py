@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     )
     from nemo_agents.fleet import Fleet
     from nemo_agents.money import Money
-    from nemo_agents.roles import AgentRole, Budget, Guardrail, ModelGroup, RateLimit
+    from nemo_agents.roles import AgentRole, Guardrail, ModelGroup
+    from nemo_agents.rules import Budget, Loop, RateLimit
     from nemo_agents.trace.member import Member
     from nemo_agents.trace.run import Run, Step, current_run, current_step
 
@@ -53,6 +54,7 @@ __all__ = [
     "GuardrailBlocked",
     "KeyRejected",
     "KeyStoreError",
+    "Loop",
     "Member",
     "ModelGroup",
     "Money",
@@ -77,13 +79,14 @@ __version__: Final = "0.1.0"
 
 _HOME_OF: Final = {
     "AgentRole": "roles",
-    "Budget": "roles",
+    "Budget": "rules",
     "Fleet": "fleet",
     "Guardrail": "roles",
+    "Loop": "rules",
     "Member": "trace.member",
     "ModelGroup": "roles",
     "Money": "money",
-    "RateLimit": "roles",
+    "RateLimit": "rules",
     "Run": "trace.run",
     "Step": "trace.run",
     "current_run": "trace.run",

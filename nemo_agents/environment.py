@@ -7,11 +7,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ADMIN_KEY", "DEFAULT_GATEWAY_URL", "GATEWAY_URL", "HOME", "gateway_url", "home", "role_key_variable"]
+__all__ = [
+    "ADMIN_KEY",
+    "CACHE_PASSWORD",
+    "CACHE_URL",
+    "DATABASE_PASSWORD",
+    "DATABASE_URL",
+    "DEFAULT_GATEWAY_URL",
+    "GATEWAY_URL",
+    "HOME",
+    "PEPPER",
+    "VIEWER_TOKEN",
+    "gateway_url",
+    "home",
+    "role_key_variable",
+]
 
 GATEWAY_URL: Final = "NEMO_GATEWAY_URL"
 ADMIN_KEY: Final = "NEMO_ADMIN_KEY"
 HOME: Final = "NEMO_HOME"
+DATABASE_URL: Final = "NEMO_DATABASE_URL"
+DATABASE_PASSWORD: Final = "NEMO_DATABASE_PASSWORD"  # noqa: S105 - the name of a variable
+CACHE_URL: Final = "NEMO_CACHE_URL"
+CACHE_PASSWORD: Final = "NEMO_CACHE_PASSWORD"  # noqa: S105 - likewise
+PEPPER: Final = "NEMO_PEPPER"
+VIEWER_TOKEN: Final = "NEMO_VIEWER_TOKEN"  # noqa: S105 - likewise
 DEFAULT_GATEWAY_URL: Final = "http://127.0.0.1:4141"
 
 

@@ -69,6 +69,7 @@ class Code(StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     MODEL_NOT_PRICED = "model_not_priced"
+    CONTENT_NOT_BOUNDABLE = "content_not_boundable"
     GUARDRAIL_BLOCKED = "guardrail_blocked"
     GUARDRAIL_NOT_FOUND = "guardrail_not_found"
     INVALID_API_KEY = "invalid_api_key"
@@ -87,6 +88,7 @@ class Code(StrEnum):
     REQUEST_TOO_LARGE = "request_too_large"
     MISDIRECTED_REQUEST = "misdirected_request"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    LOOP_DETECTED = "loop_detected"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     STORE_UNAVAILABLE = "store_unavailable"

@@ -78,7 +78,7 @@ class Fleet(FleetDeclaration):
     @classmethod
     def of(cls, declared: FleetDeclaration) -> Self:
         """Return a declaration as a fleet that can run."""
-        return cls(**{name: getattr(declared, name) for name in _DECLARED})
+        return cls(**_declared(declared))
 
     def connect(
         self,
@@ -93,7 +93,7 @@ class Fleet(FleetDeclaration):
             home=Path(home) if home is not None else None,
             environ=dict(environ) if environ is not None else None,
         )
-        return _restored(type(self), {name: getattr(self, name) for name in _DECLARED}, site)
+        return _restored(type(self), _declared(self), site)
 
     def __getitem__(self, role: str) -> Member:
         """Return a role with its key. Raises DeclarationError when the fleet has no such role."""
@@ -102,7 +102,7 @@ class Fleet(FleetDeclaration):
     def __reduce__(self) -> tuple[object, ...]:
         # An environment given to `connect` may hold keys, and stays behind: the copy reads that of its process.
         site = _Site(gateway_url=self._where().gateway_url, home=self._where().home)
-        return (_restored, (type(self), {name: getattr(self, name) for name in _DECLARED}, site))
+        return (_restored, (type(self), _declared(self), site))
 
     @property
     def gateway_url(self) -> str:
@@ -187,7 +187,12 @@ class Fleet(FleetDeclaration):
 
 
 _ANYWHERE = _Site()
-_DECLARED: Final = ("name", "roles", "models", "budget", "rpm", "tpm", "guardrails")
+_DECLARED: Final = ("name", "roles", "models", "rpm", "tpm", "max_parallel", "shadow", "guardrails")
+
+
+def _declared(fleet: FleetDeclaration) -> dict[str, Any]:
+    """Return what to construct an equal fleet with."""
+    return {**{name: getattr(fleet, name) for name in _DECLARED}, "budget": fleet.budgets}
 
 
 def _restored(kind: type[_F], declared: Mapping[str, Any], site: _Site) -> _F:

@@ -7,16 +7,27 @@ field's path.
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar
 
+from nemo_agents.durations import period_order
 from nemo_agents.errors import DeclarationError
-from nemo_agents.money import NANOS_PER_DOLLAR, parse_dollars
+from nemo_agents.rules import (
+    PERIODS,
+    RATES,
+    Budget,
+    Loop,
+    RateLimit,
+    budgets_of,
+    did_you_mean,
+    format_count,
+    parse_count,
+    request_price,
+    shadow_of,
+)
 
 __all__ = [
     "BUILTIN_GUARDRAILS",
@@ -26,110 +37,21 @@ __all__ = [
     "Exposure",
     "FleetDeclaration",
     "Guardrail",
+    "Loop",
     "ModelGroup",
-    "Period",
     "RateLimit",
     "did_you_mean",
     "format_count",
     "parse_count",
 ]
 
-Period = Literal["day", "week", "month", "total"]
-PERIODS: Final[tuple[Period, ...]] = ("day", "week", "month", "total")
 BUILTIN_GUARDRAILS: Final = ("pii-filter", "prompt-injection-detect")
 
 _SLUG = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_COUNT = re.compile(r"([0-9][0-9_,]*)(?:\.([0-9]+))?\s*([kKmM]?)")
-_COUNT_MAX = 10**12
-_SCALE = {"": 1, "k": 1_000, "m": 1_000_000}
-_BUDGET_REMEDY = 'Write an amount and a period: "$20/day"; the periods are day, week, month and total.'
-_COUNT_REMEDY = 'Write a whole number above 0 such as 120, "100k" or "1.5k", or leave it out for no limit.'
+
+_USUAL_LOOP: Final = Loop()
 
 _T = TypeVar("_T")
-
-
-def did_you_mean(word: str, known: Iterable[str], what: str) -> str:
-    """Return the sentence that lists what is known, led by the closest match."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    lead = f'Did you mean "{near[0]}"? ' if near else ""
-    return f"{lead}{what}: {', '.join(names) or 'none'}."
-
-
-def parse_count(value: object, *, field: str) -> int:
-    """Return a positive whole number written as `120`, `"120"`, `"100k"`, `"1.5k"` or `"2m"`.
-
-    Raises DeclarationError for anything else, zero and booleans included.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise DeclarationError("is not a count", field=field, value=value, remedy=_COUNT_REMEDY)
-    number = value if isinstance(value, int) else _count_from_text(value)
-    if number is None or not 0 < number <= _COUNT_MAX:
-        raise DeclarationError("is not a count", field=field, value=value, remedy=_COUNT_REMEDY)
-    return number
-
-
-def format_count(count: int) -> str:
-    """Write a count as people do, without losing a digit: `100k`, `1.5k`, `2m`, `1234`."""
-    for unit, scale in (("m", 1_000_000), ("k", 1_000)):
-        if count >= scale and count % (scale // 10) == 0:
-            whole, tenths = divmod(count // (scale // 10), 10)
-            return f"{whole}.{tenths}{unit}" if tenths else f"{whole}{unit}"
-    return str(count)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Budget:
-    """Money per period: `Budget("$20/day")`, `Budget(amount="$20", period="day", alert_at=0.8)`.
-
-    `amount_nanos` is in nanos; `period` is `day`, `week`, `month` or `total` (never starts anew, the
-    default); `alert_at` is the fraction of the amount, above 0 and up to 1, past which the gateway warns.
-    """
-
-    amount_nanos: int
-    period: Period
-    alert_at: float
-
-    def __init__(self, amount: str | int | Decimal, *, period: str | None = None, alert_at: float = 0.8) -> None:
-        text_amount, text_period = _split_budget(amount)
-        if period is not None and text_period is not None and period != text_period:
-            raise DeclarationError(
-                f"says two periods, {text_period} and {period}",
-                field="budget",
-                value=amount,
-                remedy="Keep one of them.",
-            )
-        _set(self, "amount_nanos", _amount(text_amount))
-        _set(self, "period", _period(period if period is not None else text_period))
-        _set(self, "alert_at", _fraction(alert_at))
-
-    @classmethod
-    def of(cls, value: Budget | str | Decimal | int) -> Budget:
-        """Return the budget that a text stands for; a budget stands for itself. Raises DeclarationError."""
-        return value if isinstance(value, Budget) else cls(value)
-
-    def __str__(self) -> str:
-        return f"{_exact_dollars(self.amount_nanos)}/{self.period}"
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class RateLimit:
-    """Requests and tokens per minute, and requests at the same time; None does not limit."""
-
-    rpm: int | None
-    tpm: int | None
-    max_parallel: int | None
-
-    def __init__(
-        self,
-        *,
-        rpm: int | str | None = None,
-        tpm: int | str | None = None,
-        max_parallel: int | str | None = None,
-    ) -> None:
-        _set(self, "rpm", _optional_count(rpm, "rpm"))
-        _set(self, "tpm", _optional_count(tpm, "tpm"))
-        _set(self, "max_parallel", _optional_count(max_parallel, "max_parallel"))
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -180,8 +102,12 @@ class Guardrail:
 class AgentRole:
     """A kind of agent: its models, how fast and for how much it may call them, its guardrails and tools.
 
-    `models` are models or model groups of the fleet; the first is the role's usual one. `tools` None allows
-    any tool, a list only those. The order of guardrails is the order in which they run.
+    `models` are models or model groups of the fleet; the first is the role's usual one. `budget=` takes one budget or
+    a list of them, which `budgets` has in their normal order. `shadow` names the rates (`rpm`, `tpm`, `max_parallel`)
+    that record and never refuse; `limits=RateLimit(...)` says rates and mode at once. `model_limits` are rates of
+    single models, below the role's own. `loop` says what a loop is (None: nothing is). `price_per_request_nanos` is
+    what a request costs at models whose price is not known; `price_per_request=` takes it in dollars. `tools` None
+    allows any tool, a list only those. The order of guardrails is the order in which they run.
     """
 
     name: str
@@ -189,7 +115,11 @@ class AgentRole:
     rpm: int | None
     tpm: int | None
     max_parallel: int | None
-    budget: Budget | None
+    shadow: tuple[str, ...]
+    model_limits: tuple[tuple[str, RateLimit], ...]
+    budgets: tuple[Budget, ...]
+    loop: Loop | None
+    price_per_request_nanos: int | None
     guardrails: tuple[Guardrail, ...]
     tools: tuple[str, ...] | None
     description: str
@@ -203,7 +133,11 @@ class AgentRole:
         tpm: int | str | None = None,
         max_parallel: int | str | None = None,
         limits: RateLimit | None = None,
-        budget: Budget | str | None = None,
+        shadow: Iterable[str] = (),
+        model_limits: Mapping[str, RateLimit] | None = None,
+        budget: Budget | str | Sequence[Budget | str] | None = None,
+        loop: Loop | Literal["off"] | None = _USUAL_LOOP,
+        price_per_request: str | Decimal | int | None = None,
         guardrails: Sequence[Guardrail | str] = (),
         tools: Sequence[str] | None = None,
         description: str = "",
@@ -211,10 +145,14 @@ class AgentRole:
         _set(self, "name", _slug(name, "roles.name"))
         at = f"roles[{name}]"
         _set(self, "models", _names(models, f"{at}.models", what="model", may_be_empty=False))
-        given = {"rpm": rpm, "tpm": tpm, "max_parallel": max_parallel}
-        for field, count in _limits(given, limits, at).items():
+        counts = _limits({"rpm": rpm, "tpm": tpm, "max_parallel": max_parallel}, limits, at)
+        for field, count in counts.items():
             _set(self, field, count)
-        _set(self, "budget", _budget(budget, at))
+        _set(self, "shadow", _shadow(shadow, counts, limits, at))
+        _set(self, "model_limits", _model_limits(model_limits, self.models, at))
+        _set(self, "budgets", budgets_of(budget, at))
+        _set(self, "loop", _loop(loop, at))
+        _set(self, "price_per_request_nanos", request_price(price_per_request, f"{at}.price_per_request"))
         _set(self, "guardrails", _guardrails(guardrails, at))
         # A tool list is a set: its order means nothing, so the normal form has one order.
         named = None if tools is None else _names(tools, f"{at}.tools", what="tool", may_be_empty=True)
@@ -228,42 +166,41 @@ class AgentRole:
             )
         _set(self, "description", description)
 
-    @property
-    def limits(self) -> RateLimit:
-        """The role's rate limits as one value."""
-        return RateLimit(rpm=self.rpm, tpm=self.tpm, max_parallel=self.max_parallel)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposure:
     """The most that can be spent in one period: the sum of the roles' budgets, and the fleet's own.
 
-    `fleet_nanos` is None when the fleet has no budget for this period. `uncapped` names the roles that have
-    no budget at all, so that only the fleet's holds them.
+    Budgets in shadow hold nothing and do not count. `fleet_nanos` is None when the fleet has no budget for this
+    period. `elsewhere` names the roles that only budgets of other periods hold, `uncapped` those that none of their
+    own holds, so that only the fleet's does.
     """
 
-    period: Period
+    period: str
     roles_nanos: int
     fleet_nanos: int | None
+    elsewhere: tuple[str, ...] = ()
     uncapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, init=False, eq=False)
 class FleetDeclaration:
-    """A named set of roles with model groups, and with a budget, limits and guardrails above the roles' own.
+    """A named set of roles with model groups, and with budgets, limits and guardrails above the roles' own.
 
     Declarations are equal when they mean the same: the order of roles and of groups does not count, nor does
     the class, so that a subclass which adds behaviour equals the plain declaration.
     """
 
-    __slots__ = ("budget", "guardrails", "models", "name", "roles", "rpm", "tpm")
+    __slots__ = ("budgets", "guardrails", "max_parallel", "models", "name", "roles", "rpm", "shadow", "tpm")
 
     name: str
     roles: tuple[AgentRole, ...]
     models: tuple[ModelGroup, ...]
-    budget: Budget | None
+    budgets: tuple[Budget, ...]
     rpm: int | None
     tpm: int | None
+    max_parallel: int | None
+    shadow: tuple[str, ...]
     guardrails: tuple[Guardrail, ...]
 
     def __init__(
@@ -272,9 +209,11 @@ class FleetDeclaration:
         *,
         roles: Sequence[AgentRole],
         models: Sequence[ModelGroup] = (),
-        budget: Budget | str | None = None,
+        budget: Budget | str | Sequence[Budget | str] | None = None,
         rpm: int | str | None = None,
         tpm: int | str | None = None,
+        max_parallel: int | str | None = None,
+        shadow: Iterable[str] = (),
         guardrails: Sequence[Guardrail | str] = (),
     ) -> None:
         _set(self, "name", _slug(name, "fleet.name"))
@@ -288,9 +227,11 @@ class FleetDeclaration:
                 remedy="Declare at least one AgentRole; `nemo-agents destroy` removes a fleet.",
             )
         _check_groups(self.models)
-        _set(self, "budget", _budget(budget, "fleet"))
-        _set(self, "rpm", _optional_count(rpm, "fleet.rpm"))
-        _set(self, "tpm", _optional_count(tpm, "fleet.tpm"))
+        _set(self, "budgets", budgets_of(budget, "fleet"))
+        counts = _limits({"rpm": rpm, "tpm": tpm, "max_parallel": max_parallel}, None, "fleet")
+        for field, count in counts.items():
+            _set(self, field, count)
+        _set(self, "shadow", shadow_of(shadow, counts, "fleet"))
         _set(self, "guardrails", _guardrails(guardrails, "fleet"))
 
     def __iter__(self) -> Iterator[AgentRole]:
@@ -319,86 +260,56 @@ class FleetDeclaration:
         return tuple(dict.fromkeys((*self.guardrails, *role.guardrails)))
 
     def worst_case(self) -> tuple[Exposure, ...]:
-        """Return the most that the fleet can spend, one entry per period that a budget speaks of."""
-        uncapped = tuple(role.name for role in self.roles if role.budget is None)
-        budgets = [role.budget for role in self.roles if role.budget is not None]
-        found = []
-        for period in PERIODS:
-            by_roles = [budget.amount_nanos for budget in budgets if budget.period == period]
-            by_fleet = self.budget.amount_nanos if self.budget and self.budget.period == period else None
-            if by_roles or by_fleet is not None:
-                found.append(
-                    Exposure(period=period, roles_nanos=sum(by_roles), fleet_nanos=by_fleet, uncapped=uncapped)
-                )
-        return tuple(found)
+        """Return the most that the fleet can spend, one entry per period that an enforced budget speaks of.
+
+        Where a scope has two budgets of one period, in different time zones, the lower one counts.
+        """
+        held = {role.name: _enforced(role.budgets) for role in self.roles}
+        of_fleet = _enforced(self.budgets)
+        uncapped = tuple(name for name, by_period in held.items() if not by_period)
+        periods = sorted({period for found in (*held.values(), of_fleet) for period in found}, key=_period_key)
+        return tuple(
+            Exposure(
+                period=period,
+                roles_nanos=sum(found[period] for found in held.values() if period in found),
+                fleet_nanos=of_fleet.get(period),
+                elsewhere=tuple(name for name, found in held.items() if found and period not in found),
+                uncapped=uncapped,
+            )
+            for period in periods
+        )
+
+    def in_shadow(self) -> tuple[str, ...]:
+        """Return the budgets that hold nothing, each with whose it is: `fleet $100/month`, `writer $5/day`."""
+        owners = [("fleet", self.budgets), *((role.name, role.budgets) for role in self.roles)]
+        return tuple(
+            f"{name} {str(budget).replace(' (shadow)', '').replace(', shadow)', ')')}"
+            for name, budgets in owners
+            for budget in budgets
+            if budget.mode == "shadow"
+        )
 
     def _meaning(self) -> tuple[object, ...]:
         roles, models = frozenset(self.roles), frozenset(self.models)
-        return (self.name, roles, models, self.budget, self.rpm, self.tpm, self.guardrails)
+        rates = (self.rpm, self.tpm, self.max_parallel, self.shadow)
+        return (self.name, roles, models, self.budgets, rates, self.guardrails)
+
+
+def _enforced(budgets: Iterable[Budget]) -> dict[str, int]:
+    """Return the amount that binds in each period."""
+    found: dict[str, int] = {}
+    for budget in budgets:
+        if budget.mode == "enforce":
+            found[budget.period] = min(budget.amount_nanos, found.get(budget.period, budget.amount_nanos))
+    return found
+
+
+def _period_key(name: str) -> tuple[float, str]:
+    return period_order(name), name
 
 
 def _set(owner: object, field: str, value: object) -> None:
     object.__setattr__(owner, field, value)
-
-
-def _count_from_text(text: str) -> int | None:
-    match = _COUNT.fullmatch(text.strip())
-    if match is None:
-        return None
-    digits = match[1].replace("_", "").replace(",", "")
-    scaled = Decimal(f"{digits}.{match[2] or 0}") * _SCALE[match[3].lower()]
-    return int(scaled) if scaled == scaled.to_integral_value() else None
-
-
-def _optional_count(value: object, field: str) -> int | None:
-    return None if value is None else parse_count(value, field=field)
-
-
-def _split_budget(value: object) -> tuple[str | int | Decimal, str | None]:
-    if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
-        problem = "is money as a float, which cannot be exact" if isinstance(value, float) else "is not a budget"
-        raise DeclarationError(problem, field="budget", value=value, remedy=_BUDGET_REMEDY)
-    if not isinstance(value, str):
-        return value, None
-    amount, slash, period = value.partition("/")
-    return amount.strip(), period.strip() if slash else None
-
-
-def _amount(value: str | int | Decimal) -> int:
-    try:
-        nanos = parse_dollars(value)
-    except ValueError as error:
-        raise DeclarationError(str(error), field="budget", value=value, remedy=_BUDGET_REMEDY) from None
-    if nanos == 0:
-        remedy = "Give it an amount above 0; to stop a role, `nemo-agents block` its key."
-        raise DeclarationError("allows nothing", field="budget", value=value, remedy=remedy)
-    return nanos
-
-
-def _period(value: object) -> Period:
-    if value is None:
-        return "total"
-    if value not in PERIODS:
-        raise DeclarationError("is not a period", field="budget.period", value=value, remedy=_BUDGET_REMEDY)
-    return value
-
-
-def _fraction(value: object) -> float:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value <= 1
-    if not fits:
-        raise DeclarationError(
-            "is not a fraction of the budget",
-            field="budget.alert_at",
-            value=value,
-            remedy="Write a number above 0 and up to 1, such as 0.8.",
-        )
-    return float(cast("float", value))
-
-
-def _exact_dollars(nanos: int) -> str:
-    whole, rest = divmod(nanos, NANOS_PER_DOLLAR)
-    digits = f"{rest:09d}".rstrip("0")
-    return f"${whole:,}.{digits:0<2}" if digits else f"${whole:,}"
 
 
 def _slug(value: object, field: str) -> str:
@@ -476,13 +387,41 @@ def _limits(given: Mapping[str, object], limits: object, at: str) -> dict[str, i
     return found
 
 
-def _budget(value: object, at: str) -> Budget | None:
+def _shadow(value: object, counts: dict[str, int | None], limits: RateLimit | None, at: str) -> tuple[str, ...]:
+    named = shadow_of(value, counts, at)
+    if limits is None or limits.mode == "enforce":
+        return named
+    return tuple(rate for rate in RATES if rate in named or getattr(limits, rate) is not None)
+
+
+def _model_limits(value: object, models: tuple[str, ...], at: str) -> tuple[tuple[str, RateLimit], ...]:
     if value is None:
+        return ()
+    field, remedy = f"{at}.model_limits", 'Write model_limits={"gpt-4o": RateLimit(rpm=10)}.'
+    if not isinstance(value, Mapping):
+        raise DeclarationError("is not a mapping of models to limits", field=field, value=value, remedy=remedy)
+    for model, limit in value.items():
+        if not isinstance(limit, RateLimit):
+            raise DeclarationError("is not a RateLimit", field=f"{field}[{model}]", value=limit, remedy=remedy)
+        if (limit.rpm, limit.tpm, limit.max_parallel) == (None, None, None):
+            raise DeclarationError("limits nothing", field=f"{field}[{model}]", value=limit, remedy=remedy)
+        if not isinstance(model, str) or not _may_use(model, models):
+            remedy = did_you_mean(str(model), models, "Its models are")
+            raise DeclarationError("is not a model of the role", field=field, value=model, remedy=remedy)
+    return tuple(sorted(value.items()))
+
+
+def _may_use(model: str, models: tuple[str, ...]) -> bool:
+    return any(model == entry or (entry.endswith("*") and model.startswith(entry[:-1])) for entry in models)
+
+
+def _loop(value: object, at: str) -> Loop | None:
+    if value is None or value == "off":
         return None
-    try:
-        return Budget.of(cast("Budget | str", value))
-    except DeclarationError as error:
-        raise _below(error, at) from None
+    if not isinstance(value, Loop):
+        remedy = 'Write loop=Loop(repeats=8, within_s=60, mode="enforce"), or loop="off".'
+        raise DeclarationError("is not a Loop", field=f"{at}.loop", value=value, remedy=remedy)
+    return value
 
 
 def _guardrails(value: object, at: str) -> tuple[Guardrail, ...]:

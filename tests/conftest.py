@@ -7,6 +7,7 @@ import re
 
 import pytest
 from hypothesis import settings
+from services import postgres_server, postgres_url, redis_server, redis_url  # noqa: F401 - fixtures for every test
 
 # A busy machine is not a failure; how long a test may take is pytest-timeout's to say.
 settings.register_profile("unhurried", deadline=None)

@@ -42,6 +42,7 @@ BEHAVIOURS = {
     "echo": "answers with the text of the request's own body",
     "tools": "calls the first tool it is offered with fitting arguments; after a tool's answer it speaks",
     "many-chunks": "an answer of --many words, one per chunk",
+    "ignores-cap": "the same, whatever cap on its output it was sent",
     "slow-first-byte": "answers when released, or after --delay-s",
     "stepped": "a stream in which every piece of text waits for a release",
     "hang": "never answers",
@@ -458,11 +459,11 @@ def message_for(state: State, record: Record, behaviour: str, raw: bytes) -> tup
     text = TEXT
     if behaviour == "echo":
         text = raw.decode("utf-8", "replace")
-    elif behaviour == "many-chunks":
+    elif behaviour in {"many-chunks", "ignores-cap"}:
         text = " ".join(f"w{number}" for number in range(state.many))
     words, reason = text.split(" "), "stop"
     limit = record.body.get("max_completion_tokens") or record.body.get("max_tokens")
-    if isinstance(limit, int) and behaviour != "echo" and len(words) > limit:
+    if isinstance(limit, int) and behaviour not in {"echo", "ignores-cap"} and len(words) > limit:
         words, reason = words[:limit], "length"
     text = " ".join(words)
     return {"role": "assistant", "content": text, "refusal": None}, reason, words_in(text)

@@ -13,17 +13,23 @@ import msgspec
 
 __all__ = [
     "AttemptRow",
+    "BudgetStatus",
     "CallContent",
     "CallRow",
     "DeploymentRow",
+    "EventPage",
+    "EventRow",
     "FleetStatus",
     "KeyRow",
     "LogPage",
+    "ModelRates",
     "RoleStatus",
     "RunDetail",
     "RunPage",
     "RunReport",
     "RunRow",
+    "Shadowed",
+    "SpikeStatus",
     "StepReport",
     "StepRow",
     "StoppedBy",
@@ -46,6 +52,8 @@ class KeyRow(msgspec.Struct, kw_only=True, omit_defaults=False):
     rpm_limit: int | None = None
     tpm_limit: int | None = None
     max_parallel_requests: int | None = None
+    model_rpm_limit: dict[str, int] | None = None
+    model_tpm_limit: dict[str, int] | None = None
     guardrails: list[str] | None = None
     metadata: dict[str, Any] = {}
     blocked: bool = False
@@ -213,6 +221,16 @@ class CallRow(msgspec.Struct, kw_only=True):
     attempts: int
     guardrails: list[str]  # those that ran: the name alone of one that allowed, else `name: redact` or `name: block`
     attempt_rows: list[AttemptRow] = []
+    shadow: list[Shadowed] = []
+
+
+class Shadowed(msgspec.Struct, kw_only=True, frozen=True):
+    """A refusal that a limit or budget in mode `shadow` would have given, and did not."""
+
+    code: str
+    scope: str | None = None  # run | role | fleet | model
+    limit: str | None = None  # rpm | tpm | max_parallel | budget | loop
+    message: str = ""
 
 
 class CallContent(msgspec.Struct, kw_only=True):
@@ -246,6 +264,60 @@ class LogPage(msgspec.Struct, kw_only=True):
     next: str | None = None
 
 
+class BudgetStatus(msgspec.Struct, kw_only=True):
+    """One budget of a role or fleet in its current period."""
+
+    name: str  # day | week | month | total | 12h …, with the time zone behind it where it is not UTC
+    mode: str  # enforce | shadow
+    amount_nanos: int
+    spent_nanos: int
+    held_nanos: int
+    resets_at_us: int | None
+    alert_at: list[float] = []
+
+
+class SpikeStatus(msgspec.Struct, kw_only=True):
+    """Spend of the last hour far above what is usual for the role."""
+
+    hour_nanos: int
+    usual_nanos: int  # an hour's spend by the role's own baseline
+    factor: float
+
+
+class EventRow(msgspec.Struct, kw_only=True):
+    """One event: what alerts send to the log, the event stream and webhooks.
+
+    `kind` is `budget.alert` (a threshold was passed), `budget.exhausted`, `budget.overrun` (a call cost more than its
+    hold), `spend.spike`, or `clock.stepped`. `seq` rises in the order of storing, and is the cursor of the stream.
+    """
+
+    seq: int = 0
+    event_id: str  # evt_…
+    kind: str
+    at_us: int
+    fleet: str | None = None
+    role: str | None = None
+    message: str
+    facts: dict[str, Any] = {}
+
+
+class EventPage(msgspec.Struct, kw_only=True):
+    """Events in the order of storing; `next` goes into `after` for the following page."""
+
+    events: list[EventRow]
+    next: int
+
+
+class ModelRates(msgspec.Struct, kw_only=True):
+    """The rates of one model within a role: requests and tokens per minute, and those of the last 60 seconds."""
+
+    model: str
+    rpm: int | None
+    rpm_used: int
+    tpm: int | None
+    tpm_used: int
+
+
 class RoleStatus(msgspec.Struct, kw_only=True):
     """One role's key now."""
 
@@ -265,6 +337,10 @@ class RoleStatus(msgspec.Struct, kw_only=True):
     tpm_used: int
     last_used_us: int | None
     guardrails: list[str] = []
+    budgets: list[BudgetStatus] = []
+    spike: SpikeStatus | None = None
+    shadow: list[str] = []  # the rates that are recorded and never refuse: rpm, tpm, max_parallel
+    model_rates: list[ModelRates] = []
 
 
 class FleetStatus(msgspec.Struct, kw_only=True):
@@ -277,3 +353,9 @@ class FleetStatus(msgspec.Struct, kw_only=True):
     period: str | None
     resets_at_us: int | None
     roles: list[RoleStatus]
+    budgets: list[BudgetStatus] = []
+    rpm: int | None = None
+    rpm_used: int = 0
+    tpm: int | None = None
+    tpm_used: int = 0
+    shadow: list[str] = []

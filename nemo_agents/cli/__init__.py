@@ -29,10 +29,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "unblock": ("provision", "unblock", "Let a blocked key work again."),
     "revoke": ("provision", "revoke", "End a role's key for good."),
     "keys": ("provision", "keys", "Hand stored keys to another program (export)."),
-    "status": ("observe", "status", "Spend against budget, limits and last use of every role."),
+    "status": ("status", "status", "Spend against budget, limits and last use of every role."),
     "runs": ("observe", "runs", "Read runs: list, show, tail, stop."),
     "logs": ("observe", "logs", "Read the request log."),
+    "events": ("events", "events", "Read alerts: budgets, spend spikes; --follow waits for more."),
     "view": ("observe", "view", "Open the run viewer in the browser."),
+    "prices": ("prices", "prices", "The prices that count; give the gateway another table (update)."),
+    "ledger": ("ledger", "ledger", "Recompute every balance from the ledger's entries (verify)."),
     "doctor": ("doctor", "doctor", "Check this machine's set-up and say what to mend."),
 }
 

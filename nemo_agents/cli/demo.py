@@ -275,7 +275,7 @@ def _show(to: Console, runs: list[Run], client: Client) -> None:
 
 def _status(to: Console, client: Client) -> None:
     from nemo_agents.admin import observe
-    from nemo_agents.cli.observe import print_status
+    from nemo_agents.cli.status import print_status
 
     _title(to, "7. Where the fleet stands", "nemo-agents status")
     for fleet in client.run(observe.status()):

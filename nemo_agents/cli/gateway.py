@@ -28,6 +28,16 @@ __all__ = ["gateway"]
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file.  [default: <home>/gateway.toml]")
 @click.option(
+    "--database",
+    metavar="URL",
+    help="PostgreSQL that many gateways share: postgresql://user@host/name.  [default: NEMO_DATABASE_URL, else a file]",
+)
+@click.option(
+    "--cache",
+    metavar="URL",
+    help="Valkey or Redis that many gateways count rates in: redis://host.  [default: NEMO_CACHE_URL, else memory]",
+)
+@click.option(
     "--sandbox",
     type=click.Choice(["auto", "on", "off"]),
     help="When the built-in sandbox answers for models without credentials.",
@@ -41,6 +51,8 @@ def gateway(
     port: int | None,
     home: Path | None,
     config: Path | None,
+    database: str | None,
+    cache: str | None,
     sandbox: str | None,
     log_level: str | None,
 ) -> None:
@@ -48,11 +60,24 @@ def gateway(
 
     Providers are found by their environment variables (OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, ...), by a
     local Ollama, and in the configuration file. Without any, the built-in sandbox answers for every model, and says so.
+
+    Many gateways serve as one with the same --database, --cache, NEMO_PEPPER, NEMO_ADMIN_KEY and NEMO_VIEWER_TOKEN.
+    Passwords go into NEMO_DATABASE_PASSWORD and NEMO_CACHE_PASSWORD: everybody on a machine can read a command line.
     """
     from nemo_agents.gateway.settings import load_settings
 
-    overrides = {"host": host, "port": port, "sandbox": sandbox, "log_level": log_level}
+    overrides = {
+        "host": host,
+        "port": port,
+        "database": database or os.environ.get(environment.DATABASE_URL) or None,
+        "cache": cache or os.environ.get(environment.CACHE_URL) or None,
+        "sandbox": sandbox,
+        "log_level": log_level,
+    }
     settings = load_settings(home or environment.home(os.environ), config=config, overrides=overrides)
+    for option, url, shown in (("--database", database, settings.database), ("--cache", cache, settings.cache)):
+        if url and url != shown:
+            click.echo(f"warning: everybody on this machine can read the password in {option} {shown}", err=True)
     try:
         from nemo_agents.gateway.server import new_event_loop, serve
     except ImportError as error:
@@ -76,7 +101,8 @@ def _banner(running: Running) -> str:
     lines = [
         f"nemo-agents gateway listening on {running.url}",
         f"  endpoint   {running.url}/v1",
-        f"  data       {state.settings.home}",
+        f"  data       {state.settings.database or state.settings.home}",
+        *([f"  rates      {state.settings.cache}"] if state.settings.cache else []),
         f"  providers  {', '.join(real) or 'none found'}",
     ]
     if state.stand_in is not None:

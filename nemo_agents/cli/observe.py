@@ -1,4 +1,4 @@
-"""`status`, `runs`, `logs`, `view`: what the gateway knows, for a terminal."""
+"""`runs`, `logs`, `view`: what the gateway knows, for a terminal."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from nemo_agents.admin.wire import CallRow, FleetStatus, RoleStatus, RunDetail, RunRow
+    from nemo_agents.admin.wire import CallRow, RunDetail, RunRow
     from nemo_agents.client import Client
 
-__all__ = ["logs", "print_status", "runs", "status", "view"]
+__all__ = ["logs", "runs", "view"]
 
-_BAR_CELLS = 10
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -39,100 +37,6 @@ class _Since(click.ParamType[int]):
         if seconds is None:
             self.fail("write it like 30m, 24h or 7d", param, ctx)
         return max(0, time.time_ns() // 1000 - seconds * 1_000_000)
-
-
-@click.command()
-@click.argument("fleet", required=False)
-@gateway_options
-@_as_json
-def status(fleet: str | None, gateway_url: str | None, home: Path | None, *, as_json: bool) -> None:
-    """Show spend against budget, limits and last use of every role."""
-    from nemo_agents.admin import observe
-
-    with admin_client(gateway_url, home) as client:
-        fleets = client.run(observe.status(fleet))
-    if as_json:
-        print_json(fleets)
-        return
-    if fleet is not None and not fleets:
-        raise NemoError(f"the gateway has no fleet {fleet}. `nemo-agents status` lists those it has.")
-    if not fleets:
-        click.echo("No fleet is provisioned here yet. Next: nemo-agents provision fleet.py")
-    to = console()
-    for number, one in enumerate(fleets):
-        if number:
-            to.print()
-        print_status(to, one)
-
-
-_STATUS_COLUMNS = (
-    Column(title="role", shrink_to=16),
-    Column(title="state"),
-    Column(title="spend", shrink_to=_BAR_CELLS),
-    Column(title=""),
-    Column(title="rpm", right=True),
-    Column(title="tpm", right=True),
-    Column(title="last used", drop=1),
-    Column(title="models", shrink_to=12, drop=2),
-    Column(title="guardrails", shrink_to=16, drop=3),
-)
-
-
-def print_status(to: Console, fleet: FleetStatus) -> None:
-    """Print one fleet and its roles."""
-    from rich.text import Text
-
-    from nemo_agents.viewer.text import age
-
-    now_us = time.time_ns() // 1000
-    used = fleet.spent_nanos + fleet.held_nanos
-    head = Text(one_line(fleet.fleet or "keys without a fleet"), style="bold")
-    if fleet.budget_nanos is not None:
-        head.append("  ")
-        head.append_text(_bar(used, fleet.budget_nanos))
-    head.append(f"  {_spent(fleet.spent_nanos, fleet.held_nanos, fleet.budget_nanos, fleet.period)}", style="not bold")
-    to.print(head, soft_wrap=True)
-    rows = [_status_row(role, age(role.last_used_us, now_us) if role.last_used_us else "never") for role in fleet.roles]
-    print_table(to, _STATUS_COLUMNS, rows)
-
-
-def _status_row(role: RoleStatus, last_used: str) -> tuple[str | Text, ...]:
-    return (
-        one_line(role.role),
-        state_text(role.state),
-        _bar(role.spent_nanos + role.held_nanos, role.budget_nanos),
-        _spent(role.spent_nanos, role.held_nanos, role.budget_nanos, role.period),
-        _used(role.rpm_used, role.rpm),
-        _used(role.tpm_used, role.tpm),
-        last_used,
-        one_line(", ".join(role.models)) or "any",
-        one_line(", ".join(role.guardrails)) or "-",
-    )
-
-
-def _bar(used: int, limit: int | None) -> Text:
-    """Draw a share in eighths of a cell, rounded down: a bar that looks full is full."""
-    from rich.text import Text
-
-    if not limit:
-        return Text(" " * _BAR_CELLS if limit is None else "█" * _BAR_CELLS)
-    eighths = min(_BAR_CELLS * 8, used * _BAR_CELLS * 8 // limit)
-    full, rest = divmod(eighths, 8)
-    bar = Text("█" * full + (_EIGHTHS[rest] if rest else ""), style="red" if eighths == _BAR_CELLS * 8 else "green")
-    return bar.append("░" * (_BAR_CELLS - bar.cell_len), style="dim")
-
-
-def _spent(spent: int, held: int, budget: int | None, period: str | None) -> str:
-    text = format_nanos(spent)
-    if held:
-        text += f" (+{format_nanos(held)} held)"
-    return f"{text} of {format_nanos(budget)}/{period}" if budget is not None else f"{text}, no budget"
-
-
-def _used(used: int, limit: int | None) -> str:
-    from nemo_agents.viewer.text import count
-
-    return f"{count(used)}/{count(limit)}" if limit is not None else count(used)
 
 
 @click.group()
@@ -382,6 +286,7 @@ def _call_rows(calls: Sequence[CallRow], *, short: bool) -> list[tuple[str | Tex
     from nemo_agents.cli.output import STATE_STYLES
     from nemo_agents.cli.tree import served_by
     from nemo_agents.viewer import text
+    from nemo_agents.viewer.shadows import shadow_names
 
     stamps = [text.clock(call.started_us) for call in calls]
     same_day = short and len({stamp.partition(" ")[0] for stamp in (*stamps, text.clock(time.time_ns() // 1000))}) == 1
@@ -394,7 +299,7 @@ def _call_rows(calls: Sequence[CallRow], *, short: bool) -> list[tuple[str | Tex
             one_line(call.model_asked or call.endpoint),
             one_line(served_by(call) or "-"),
             Text(str(call.status or "-"), style=STATE_STYLES.get(call.state, "")),
-            one_line(call.code or "-"),
+            one_line(call.code or (f"◌ {shadow_names(call)}" if call.shadow else "-")),
             text.count(call.input_tokens),
             text.count(call.output_tokens),
             text.cost(call.cost_nanos),

@@ -14,6 +14,7 @@ from nemo_agents.admin.wire import CallContent, CallRow, RunDetail, StepRow
 from nemo_agents.cli.output import STATE_STYLES, one_line
 from nemo_agents.money import format_nanos
 from nemo_agents.viewer import text
+from nemo_agents.viewer.shadows import shadow_hint, shadow_names
 from nemo_agents.viewer.verdict import name_of, why
 
 __all__ = ["call_text", "print_run", "run_tree", "served_by"]
@@ -57,6 +58,9 @@ def _head(detail: RunDetail) -> Text:
     head.append(f"\n{format_nanos(run.cost_nanos)}{cap}", style="bold")
     head.append(f" · {text.plural(run.calls, 'call')} · {_tokens(run.input_tokens, run.output_tokens)}")
     head.append(f"\n{one_line(why(detail).text)}", style=style)
+    hint = "".join(part.text for part in shadow_hint(detail))
+    if hint:
+        head.append(f"\n{one_line(hint)}", style="yellow")
     return head
 
 
@@ -100,6 +104,9 @@ class _Branches:
         line = call_text(call)
         if call.error and call.state != "ok":
             line.append(f"\n{one_line(text.shorten(call.error, _ERROR_CHARS))}", style="red")
+        for each in call.shadow:
+            line.append(f"\nwould have been refused: {one_line(text.shorten(each.message or each.code, _ERROR_CHARS))}")
+            line.stylize("yellow", len(line) - len(line.plain.rpartition("\n")[2]))
         node = branch.add(line)
         if len(call.attempt_rows) > 1:
             for attempt in call.attempt_rows:
@@ -127,7 +134,12 @@ def call_text(call: CallRow) -> Text:
     if call.code:
         limit = " ".join(part for part in (call.scope, call.limit) if part)
         line.append(f"  {one_line(call.code)}{f' ({one_line(limit)})' if limit else ''}", style="red")
-    return line
+    return _with_shadows(line, call)
+
+
+def _with_shadows(line: Text, call: CallRow) -> Text:
+    names = shadow_names(call)
+    return line.append(f"  ◌ shadow: {one_line(names)}", style="yellow") if names else line
 
 
 def _model_text(call: CallRow) -> Text:
@@ -168,8 +180,9 @@ def _folded(calls: Sequence[CallRow]) -> Iterator[list[CallRow]]:
             yield from ([call] for call in alike)
 
 
-def _likeness(call: CallRow) -> tuple[str, int | None, str | None, str | None, str | None, bool]:
-    return (call.state, call.status, call.model_asked, call.model_served, call.provider, call.attempts > 1)
+def _likeness(call: CallRow) -> tuple[str | int | bool | None, ...]:
+    served = (call.model_asked, call.model_served, call.provider)
+    return (call.state, call.status, *served, call.attempts > 1, shadow_names(call))
 
 
 def _alike_text(calls: Sequence[CallRow]) -> Text:
@@ -182,7 +195,7 @@ def _alike_text(calls: Sequence[CallRow]) -> Text:
     times = [call.latency_us for call in calls if call.latency_us is not None]
     if times:
         line.append(f"  {text.duration(min(times))} to {text.duration(max(times))}", style="dim")
-    return line
+    return _with_shadows(line, calls[0])
 
 
 def _message(message: object) -> Text:

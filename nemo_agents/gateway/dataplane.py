@@ -6,7 +6,7 @@ A bare ASGI callable: no routing table, no request object, no middleware on the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import msgspec
@@ -15,12 +15,16 @@ import structlog
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, send_json
 from nemo_agents.gateway.exchange import Denied, Exchange
+from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
 from nemo_agents.gateway.relay import relay
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.policy import guardrails as guards
 from nemo_agents.policy.admission import ENDPOINTS, NOT_FROM_CLIENTS, Endpoint, check_shape, check_tools
 from nemo_agents.policy.grouping import own_run, run_of
+from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.loops import digest
+from nemo_agents.policy.rates import WINDOW_US, RateScope, Reading
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import allowed
 
@@ -56,16 +60,20 @@ class DataPlane:
         except StoreUnavailable as error:
             _log.error("store unavailable", request_id=x.request_id, error=str(error))
             await self._answer_fault(x, _UNAVAILABLE)
+        except LimiterUnavailable as error:
+            _log.error("limiter unavailable", request_id=x.request_id, error=str(error))
+            await self._denied(x, _NO_RATES)
         except Exception:  # noqa: BLE001 - the last line of defence: a 500 with a code, never a dropped connection
             # The traceback goes to the log without the request: prompts and keys are in its locals, never in it.
             _log.exception("internal error", request_id=x.request_id)
             if not x.opened and x.grant is not None:
-                gateway.store.log_refusal(x.call_start(), x.call_refused(_INTERNAL))
+                await self._log_refusal(x, _INTERNAL)
             await self._answer_fault(x, _INTERNAL)
 
     async def _serve(self, x: Exchange, scope: MutableMapping[str, Any], receive: Receive) -> None:
         if scope["path"] == _MODELS.path and scope["method"] == "GET":
-            self._authenticate(x)
+            await self._authenticate(x)
+            await self._look(x)
             await send_json(x.send, 200, self._models(x), x.common_headers())
             return
         if scope["path"] not in ENDPOINTS and scope["path"] != _MODELS.path:
@@ -75,26 +83,32 @@ class DataPlane:
         limit_bytes = self._gateway.settings.max_body_bytes
         if int(x.headers.get("content-length", "0") or 0) > limit_bytes:
             raise Denied(_too_large(limit_bytes))
-        self._authenticate(x)
+        await self._authenticate(x)
         if x.headers.get("content-encoding", "identity") != "identity":
             raise Denied(_bad("Compressed request bodies are not accepted; send plain JSON."))
         raw = await _read_body(receive, limit_bytes)
         x.body = _decode(raw, x.endpoint)
-        self._check_again(x)
-        self._admit(x)
+        await self._check_again(x)
+        await self._admit(x)
         await self._guard(x, in_thread=len(raw) > _LONG_TEXT_BYTES)
-        await relay(x, receive)
+        await relay(x, receive, lambda: self._check_still_good(x))
 
-    def _authenticate(self, x: Exchange) -> None:
+    async def _authenticate(self, x: Exchange) -> None:
+        gateway = self._gateway
+        if gateway.keys_are_stale:
+            raise Denied(_STALE_KEYS)
         presented = bearer(x.headers)
-        found = self._gateway.keyring.authenticate(presented, now_us=x.started_us)
+        found = gateway.keyring.authenticate(presented, now_us=x.started_us)
+        if isinstance(found, Refusal) and gateway.look is not None and gateway.keyring.may_be_new(presented):
+            await gateway.look()  # another gateway may have made it a moment ago
+            found = gateway.keyring.authenticate(presented, now_us=x.started_us)
         if isinstance(found, Refusal):
             if found.code != Code.INVALID_API_KEY and presented is not None:
                 self._recognise(x, presented)
             raise Denied(found)
         x.grant, secret = found
         x.key_id = secret.public_id
-        fleet = self._gateway.fleet_of(x.grant)
+        fleet = gateway.fleet_of(x.grant)
         if fleet is not None and fleet.blocked:
             raise Denied(_fleet_blocked(fleet.fleet))
 
@@ -105,13 +119,26 @@ class DataPlane:
         if not isinstance(run, Refusal) and x.grant is not None:
             x.run = own_run(run, x.grant)
 
-    def _check_again(self, x: Exchange) -> None:
+    async def _check_again(self, x: Exchange) -> None:
         """Look at the key once more: its body may have taken its time, and the key been changed meanwhile."""
         entry = self._gateway.keyring.by_public_id(x.key_id or "")
         if entry is None or entry[0] is not x.grant:
-            self._authenticate(x)
+            await self._authenticate(x)
 
-    def _admit(self, x: Exchange) -> None:
+    def _check_still_good(self, x: Exchange) -> None:
+        """Refuse what was revoked or blocked while the request waited; from here on such a call is cut."""
+        gateway, grant = self._gateway, x.grant
+        assert grant is not None
+        entry = gateway.keyring.by_public_id(x.key_id or "")
+        if entry is None or entry[0] is not grant:
+            found = gateway.keyring.authenticate(bearer(x.headers), now_us=x.started_us)
+            if isinstance(found, Refusal):
+                raise Denied(found)
+        fleet = gateway.fleet_of(grant)
+        if fleet is not None and fleet.blocked:
+            raise Denied(_fleet_blocked(fleet.fleet))
+
+    async def _admit(self, x: Exchange) -> None:
         """Ask everything that needs no hold: grouping, model, tools, RPM, guardrails; TPM comes with the attempt."""
         grant, gateway = x.grant, self._gateway
         assert grant is not None
@@ -130,9 +157,13 @@ class DataPlane:
         if refusal is not None:
             raise Denied(refusal)
         now_us = gateway.clock.now_us()
-        over = gateway.windows.admit_requests(now_us, gateway.rate_scopes(grant, now_us))
-        if isinstance(over, Refusal):
-            raise Denied(over)
+        x.rates = gateway.rate_scopes(grant, now_us, x.body["model"])
+        admission = await gateway.limiter.admit(now_us, x.rates, _repeat(x, grant))
+        x.readings = admission.readings
+        for refusal in admission.shadowed:
+            x.note(refusal)
+        if admission.refusal is not None:
+            raise Denied(admission.refusal)
 
     async def _guard(self, x: Exchange, *, in_thread: bool) -> None:
         grant = x.grant
@@ -149,7 +180,7 @@ class DataPlane:
                 raise Denied(_guardrail_not_found(name))
         if in_thread:  # seconds for megabytes: other requests get their turns meanwhile, and this key may lose its own
             outcome = await asyncio.to_thread(guards.apply_to_request, x.body, names)
-            self._check_again(x)
+            await self._check_again(x)
         else:
             outcome = guards.apply_to_request(x.body, names)
         x.guardrails_applied = names
@@ -170,13 +201,54 @@ class DataPlane:
 
     async def _denied(self, x: Exchange, refusal: Refusal) -> None:
         if not x.opened and x.grant is not None and x.endpoint is not _MODELS:
-            self._gateway.store.log_refusal(x.call_start(), x.call_refused(refusal))
+            await self._log_refusal(x, refusal)
         if not x.started:
+            if x.grant is not None and refusal is not _NO_RATES:
+                await self._look(x)
             await x.refuse(refusal)
+
+    async def _log_refusal(self, x: Exchange, refusal: Refusal) -> None:
+        """Log a refusal, before it is answered: who is refused faster than that can be written waits for it."""
+        try:
+            await self._gateway.store.room_for_refusal()
+        finally:  # also when the caller does not wait: its record does not depend on that
+            self._gateway.store.log_refusal(x.call_start(), x.call_refused(refusal))
+
+    async def _look(self, x: Exchange) -> None:
+        """Read where the rates of a request stand that was never counted, for the headers of its answer."""
+        grant, gateway = x.grant, self._gateway
+        if grant is None or x.readings:
+            return
+        now_us = gateway.clock.now_us()
+        scopes = gateway.rate_scopes(grant, now_us, x.model_asked)
+        try:
+            used = await gateway.limiter.used(now_us, scopes)
+        except LimiterUnavailable:
+            return  # its answer is about something else, and comes without them
+        x.readings = [reading for scope, uses in zip(scopes, used, strict=True) for reading in _readings(scope, *uses)]
 
     async def _answer_fault(self, x: Exchange, refusal: Refusal) -> None:
         if not x.started:  # a hold that was open has been resolved where it was taken
             await x.refuse(refusal)
+
+
+def _repeat(x: Exchange, grant: Grant) -> Repeat | None:
+    """Return what tells a loop; a call that belongs to no run cannot be in one."""
+    if grant.loop is None or x.run.run_id is None:
+        return None
+    return Repeat(run=f"{grant.fleet or ''}/{x.run.run_id}", digest=digest(x.body), rule=grant.loop)
+
+
+def _readings(scope: RateScope, requests: int, tokens: int) -> Iterator[Reading]:
+    """Yield where a scope's limits stand, with the longest time until their windows are empty."""
+    if scope.rpm is not None:
+        reset_us = WINDOW_US if requests else 0
+        left = max(0, scope.rpm - requests)
+        yield Reading(what="requests", limit=scope.rpm, remaining=left, reset_us=reset_us, shadow="rpm" in scope.shadow)
+    if scope.tpm is not None:
+        reset_us = WINDOW_US if tokens else 0
+        left = max(0, scope.tpm - tokens)
+        yield Reading(what="tokens", limit=scope.tpm, remaining=left, reset_us=reset_us, shadow="tpm" in scope.shadow)
 
 
 def decode_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
@@ -285,6 +357,21 @@ _UNAVAILABLE = Refusal(
     status=503,
     code=Code.STORE_UNAVAILABLE,
     message="The gateway's store cannot write now, and nothing is sent that is not in it. Try again shortly.",
+    retry_after_ms=1_000,
+)
+_NO_RATES = Refusal(
+    status=503,
+    code=Code.STORE_UNAVAILABLE,
+    message="The gateway's rates cannot be counted now, and nothing is sent that is not. Try again shortly.",
+    retry_after_ms=1_000,
+)
+_STALE_KEYS = Refusal(
+    status=503,
+    code=Code.STORE_UNAVAILABLE,
+    message=(
+        "The gateway has not reached its database for a while, and does not know which keys are still good. "
+        "Try again shortly."
+    ),
     retry_after_ms=1_000,
 )
 _INTERNAL = Refusal(

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import msgspec
 
 from nemo_agents.admin import headers as h
+from nemo_agents.admin.wire import Shadowed
 from nemo_agents.gateway.answers import Headers, Send, error_body, refusal_headers, send_json
+from nemo_agents.gateway.limiter.base import Entry, Reading
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import CallEnd, CallStart
 from nemo_agents.money import dollars_text
@@ -18,6 +20,7 @@ from nemo_agents.policy.admission import Endpoint, past_alert
 from nemo_agents.policy.grouping import RunRef
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance
+from nemo_agents.policy.rates import RateScope, newer_readings, rate_headers
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = ["Denied", "Exchange"]
@@ -53,7 +56,11 @@ class Exchange:
     guardrails_applied: tuple[str, ...] = ()  # names, for the answer's header
     guardrail_notes: tuple[str, ...] = ()  # what each of them did, for the log
     guarded: bool = False  # every guardrail has seen the body: what it redacts is out of it
+    rates: tuple[RateScope, ...] = ()  # what the request counts against, once it has been counted
+    readings: Sequence[Reading] = ()  # where its rates stand
+    shadow: dict[tuple[str, str | None], Shadowed] = field(default_factory=dict)  # what would have refused it
     balances: Sequence[Balance] = ()
+    clamped: int | None = None  # the output cap that the budget left, where it was lower than what would have been set
     attempts: int = 0
     provider: str | None = None
     opened: bool = False  # the store has the intent row: end it with close_call, not log_refusal
@@ -64,6 +71,19 @@ class Exchange:
     def run_id(self) -> str:
         """The run's id; a call without grouping is a run of its own."""
         return self.run.run_id or self.request_id
+
+    def note(self, refusal: Refusal, name: str | None = None) -> None:
+        """Note a refusal that is not given, because what would give it is in mode `shadow`; `name` is the header's."""
+        called = name or refusal.limit or str(refusal.code)
+        self.shadow[called, refusal.scope] = Shadowed(
+            code=str(refusal.code), scope=refusal.scope, limit=refusal.limit, message=refusal.message
+        )
+
+    def entered(self, entry: Entry) -> None:
+        """Take in where the rates stand now that the call's tokens are charged."""
+        for refusal in entry.shadowed:
+            self.note(refusal)
+        self.readings = newer_readings(self.readings, entry.readings)
 
     def elapsed_us(self) -> int:
         """Return microseconds since the request arrived."""
@@ -112,6 +132,7 @@ class Exchange:
             state=state,
             status=status,
             guardrails=self.guardrail_notes,
+            shadow=tuple(self.shadow.values()),
             **facts,
         )
 
@@ -144,11 +165,15 @@ class Exchange:
         left = [nanos for balance in self.balances if (nanos := balance.left_nanos) is not None]
         if left:
             headers[h.BUDGET_REMAINING] = dollars_text(min(left))
-        warning = past_alert(self.balances, self.gateway.alert_thresholds(self.grant))
+        warning = past_alert(self.balances)
         if warning is not None:
             headers[h.BUDGET_WARNING] = warning
-        now_us = self.gateway.clock.now_us()
-        headers |= self.gateway.windows.headers(now_us, self.gateway.rate_scopes(self.grant, now_us))
+        if self.clamped is not None:
+            headers[h.MAX_TOKENS_CLAMPED] = str(self.clamped)
+        if self.shadow:
+            headers[h.SHADOW] = ", ".join(dict.fromkeys([name for name, _ in self.shadow]))
+        if self.readings:
+            headers |= rate_headers(self.readings)
         return headers
 
     async def refuse(self, refusal: Refusal) -> None:

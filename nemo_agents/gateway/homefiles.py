@@ -15,6 +15,7 @@ __all__ = ["HomeSecrets", "open_home"]
 
 _PRIVATE_DIR = 0o700
 _PRIVATE_FILE = 0o600
+_LENGTH_MIN = 16
 _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -27,11 +28,14 @@ class HomeSecrets:
     viewer_token: Secret
 
 
-def open_home(home: Path, *, admin_key: str | None = None) -> HomeSecrets:
+def open_home(
+    home: Path, *, admin_key: str | None = None, pepper: str | None = None, viewer_token: str | None = None
+) -> HomeSecrets:
     """Make the folder (0700) and its secrets where they are missing, and read them.
 
-    `admin_key` (from NEMO_ADMIN_KEY) replaces the generated one and is not written down. Raises SettingsError when the
-    folder cannot be written or a secret can be read by others.
+    What is given (from NEMO_ADMIN_KEY, NEMO_PEPPER, NEMO_VIEWER_TOKEN: gateways that share a database need the same)
+    replaces the generated one and is not written down. Raises SettingsError when the folder cannot be written, a
+    secret can be read by others, or a given one is too short to be one.
     """
     try:
         home.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
@@ -40,21 +44,29 @@ def open_home(home: Path, *, admin_key: str | None = None) -> HomeSecrets:
                 f"{home}: others may enter this folder, and the gateway keeps secrets in it. "
                 f"Name a folder that does not exist yet, or make it yours: chmod 700 {home}"
             )
-        if (home / "gateway.db").exists() and not os.path.lexists(home / "pepper"):
+        if not pepper and (home / "gateway.db").exists() and not os.path.lexists(home / "pepper"):
             raise SettingsError(
                 f"{home}/pepper is missing, and without it no key in {home}/gateway.db can be recognised. "
                 "Restore it from a backup; or move gateway.db and keys.json away, and provision anew."
             )
         return HomeSecrets(
             admin_key=Secret(admin_key) if admin_key else _secret(home / "admin.key", "sk-nemo-admin-"),
-            pepper=_secret(home / "pepper", ""),
-            viewer_token=_secret(home / "viewer.token", ""),
+            pepper=_given("NEMO_PEPPER", pepper) or _secret(home / "pepper", ""),
+            viewer_token=_given("NEMO_VIEWER_TOKEN", viewer_token) or _secret(home / "viewer.token", ""),
         )
     except OSError as error:
         raise SettingsError(
             f"{home}: the gateway cannot write its data there ({error.strerror or error}). "
             "Choose another folder with --home or NEMO_HOME, or mend its permissions."
         ) from error
+
+
+def _given(name: str, text: str | None) -> Secret | None:
+    if not text:
+        return None
+    if len(text) < _LENGTH_MIN:
+        raise SettingsError(f"{name} must be a random text of at least {_LENGTH_MIN} characters.")
+    return Secret(text)
 
 
 def _secret(path: Path, prefix: str) -> Secret:
@@ -85,6 +97,6 @@ def _read(path: Path) -> Secret:
     if path.is_symlink() or path.stat().st_mode & _FOR_OTHERS:
         raise SettingsError(f"{path}: others can read this secret. Run: chmod 600 {path}")
     text = path.read_text(encoding="ascii", errors="replace").strip()
-    if len(text) < 16:
+    if len(text) < _LENGTH_MIN:
         raise SettingsError(f"{path}: is empty or cut short. Restore it, or remove it and provision anew.")
     return Secret(text)

@@ -58,6 +58,10 @@ class KeyRing:
         """Return every grant, revoked ones included, oldest first."""
         return list(self._grants.values())
 
+    def current(self, grant: Grant) -> Grant:
+        """Return a grant as it is now, which may have been changed since it was looked up."""
+        return self._grants.get(grant.grant_id, grant)
+
     def by_alias(self, alias: str) -> Grant | None:
         """Return the grant that is not revoked and has this alias."""
         found = (g for g in self._grants.values() if g.alias == alias and g.revoked_us is None)
@@ -74,6 +78,11 @@ class KeyRing:
         if entry is not None and name != public_id and not hmac.compare_digest(entry[1].digest, self.digest(name)):
             return None
         return entry[0] if entry else self._grants.get(name)
+
+    def may_be_new(self, presented: str | None) -> bool:
+        """Say whether a presented key is one that another gateway may have made: well-formed, and its id unknown."""
+        public_id = parse_public_id(presented) if presented else None
+        return public_id is not None and public_id not in self._by_public_id
 
     def authenticate(self, presented: str | None, *, now_us: int) -> tuple[Grant, KeySecret] | Refusal:
         """Return the grant behind a presented key, or the refusal that its use deserves."""

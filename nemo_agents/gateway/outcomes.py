@@ -48,6 +48,7 @@ class Answered:
     status: int = 200
     code: str | None = None
     error: str | None = None
+    counted_nanos: int | None = None  # what was counted of an answer that was cut because it had cost all it may
 
 
 async def read_failure(response: ProviderResponse) -> Failure:

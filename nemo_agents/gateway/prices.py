@@ -1,15 +1,14 @@
-"""Prices of models: the table inside `genai-prices`, and what the configuration declares over it."""
+"""The price of each model: a table, and what the configuration declares over it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from nemo_agents.errors import SettingsError
-from nemo_agents.money import parse_dollars
+from nemo_agents.gateway.pricedecl import declared_prices
 from nemo_agents.policy.pricing import Price
 from nemo_agents.policy.routing import SANDBOX
 
@@ -20,22 +19,15 @@ __all__ = ["FREE", "PriceBook", "declared_prices"]
 
 _NAME_LENGTH_MAX: Final = 256
 _CACHE_SIZE: Final = 4096
-_RATE_FIELDS: Final = (
-    "input_per_mtok",
-    "output_per_mtok",
-    "cached_input_per_mtok",
-    "cache_write_per_mtok",
-    "per_request",
-)
 
 
 class PriceBook:
     """The price of each model at each provider.
 
-    The package's table is read when it is first needed, or by `load`. `declared` prices (by `provider/model`, by a
-    bare name for every provider, or by `provider/*` for all of its models) count over the table's. `now` gives the
-    time for prices that depend on it (off-peak, announced changes). `priced_as` maps a configured provider to the one
-    whose prices it charges.
+    The package's table is read when it is first needed, or by `load`; `replace` puts another in its place while
+    requests run. `declared` prices (by `provider/model`, by a bare name for every provider, or by `provider/*` for all
+    of its models) count over the table's. `now` gives the time for prices that depend on it (off-peak, announced
+    changes). `priced_as` maps a configured provider to the one whose prices it charges.
     """
 
     def __init__(
@@ -45,19 +37,34 @@ class PriceBook:
         declared: Mapping[str, Price] | None = None,
         priced_as: Mapping[str, str] | None = None,
     ) -> None:
-        self._now = now
+        self.now = now
         self._declared = dict(declared or {})
         self._priced_as = dict(priced_as or {})
         self._table: PriceTable | None = None
+        self._changing = threading.Lock()
         self._owner = lru_cache(maxsize=_CACHE_SIZE)(self._search_owner)
 
     def load(self) -> PriceTable:
-        """Read the table now, which takes some tenths of a second; any thread may do it."""
-        if self._table is None:
+        """Return the table that counts, reading the package's own first, which takes some tenths of a second.
+
+        Any thread may do it.
+        """
+        table = self._table
+        if table is None:
             from nemo_agents.gateway.pricetable import PriceTable  # noqa: PLC0415 - slow, and seldom needed at once
 
-            self._table = PriceTable(self._now)
-        return self._table
+            with self._changing:
+                table = self._table = self._table or PriceTable(self.now)
+        return table
+
+    def replace(self, table: PriceTable | None) -> None:
+        """Let another table count from the next look-up on; None: the package's own.
+
+        A call that is on its way keeps the Price that its hold was opened with.
+        """
+        with self._changing:
+            self._table = table
+            self._owner = lru_cache(maxsize=_CACHE_SIZE)(self._search_owner)
 
     def price(self, provider: str, model: str) -> Price | None:
         """Return the price of a model at a provider; None when it is not known, which is not free.
@@ -82,6 +89,17 @@ class PriceBook:
         """
         return self._owner(model)
 
+    def effective(self) -> Iterator[tuple[str, Price]]:
+        """Yield every `provider/model` that has a price, with the price that counts: declared first, then the table's.
+
+        A declared name may also be bare, or end in `/*`.
+        """
+        yield from self._declared.items()
+        for provider, model, price in self.load().models():
+            names = (f"{provider}/{model}", model, f"{provider}/*")
+            if price is not None and not any(name in self._declared for name in names):
+                yield names[0], price
+
     def _search_owner(self, model: str) -> str | None:
         for name in self._declared:
             provider, _, rest = name.partition("/")
@@ -94,48 +112,3 @@ class PriceBook:
 
 FREE: Final = Price(input=0, cached_input=0, cache_write=0, output=0, version="free")
 """The price of models that run on the user's own machine."""
-
-
-def declared_prices(config: Mapping[str, Any]) -> dict[str, Price]:
-    """Read the `[prices."provider/model"]` tables of a configuration, by name.
-
-    `input_per_mtok`, `output_per_mtok` and optionally `cached_input_per_mtok` and `cache_write_per_mtok` are dollars
-    per million tokens, `per_request` is dollars per request. Zeros make a model free; a missing price does not. Raises
-    SettingsError naming table, field and value.
-    """
-    tables = config.get("prices", {})
-    if not isinstance(tables, Mapping):
-        raise SettingsError(f'prices: must be tables such as [prices."ollama/llama3.3"] (got {tables!r}).')
-    return {name: _declared(name, table) for name, table in tables.items()}
-
-
-def _declared(name: str, table: object) -> Price:
-    where = f'[prices."{name}"]'
-    if not isinstance(table, Mapping):
-        raise SettingsError(f"{where}: must be a table with input_per_mtok and output_per_mtok (got {table!r}).")
-    for field in table:
-        if field not in _RATE_FIELDS:
-            raise SettingsError(f"{where} {field}: no such field. Use {', '.join(_RATE_FIELDS)}.")
-    amounts = {field: _dollars(where, field, value) for field, value in table.items()}
-    for field in ("input_per_mtok", "output_per_mtok"):
-        if field not in amounts:
-            raise SettingsError(f"{where} {field}: is missing. Give dollars per million tokens, 0 when it is free.")
-    return Price(
-        input=amounts["input_per_mtok"],
-        cached_input=amounts.get("cached_input_per_mtok", amounts["input_per_mtok"]),
-        cache_write=amounts.get("cache_write_per_mtok", amounts["input_per_mtok"]),
-        output=amounts["output_per_mtok"],
-        request_nanos=amounts.get("per_request", 0),
-        version="configuration",
-    )
-
-
-def _dollars(where: str, field: str, value: object) -> int:
-    try:
-        amount = Decimal("NaN") if isinstance(value, bool) else Decimal(str(value))
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or not 0 <= amount <= 10**6:
-        unit = "per request" if field == "per_request" else "per million tokens"
-        raise SettingsError(f"{where} {field}: must be dollars {unit}, from 0 to a million (got {value!r}).")
-    return parse_dollars(amount)

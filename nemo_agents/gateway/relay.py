@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,49 +18,47 @@ from nemo_agents.gateway.departure import Departure, Receive
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered, Failure, final_refusal, read_failure
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
-from nemo_agents.gateway.state import CutOff, InFlight
+from nemo_agents.gateway.quote import Ask, Quote, affordable, ask_of, cannot_hold, quote
+from nemo_agents.gateway.state import CutOff, InFlight, Settled
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, StoreUnavailable
-from nemo_agents.gateway.streaming import relay_stream
+from nemo_agents.gateway.streaming import Meter, relay_stream
 from nemo_agents.gateway.upstream import read_all
-from nemo_agents.policy.admission import budget_refusal, run_refusal
-from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused, Settlement
-from nemo_agents.policy.pricing import (
-    ParamError,
-    Price,
-    bytes_read,
-    content_boundable,
-    cost_nanos,
-    input_tokens_bound,
-    input_tokens_estimate,
-    output_cap,
-    output_tokens_max,
-    upper_bound_nanos,
-)
+from nemo_agents.policy.admission import budget_refusal, run_refusal, shadow_budgets
+from nemo_agents.policy.ledger import Balance, Held, HoldRefused, RunRefused, Settlement
+from nemo_agents.policy.pricing import Price, cost_nanos, pinned_service_tier
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import SANDBOX, Target, fallback_on
-from nemo_agents.policy.settlement import settle_answer, settle_failure
+from nemo_agents.policy.settlement import settle_answer, settle_cut, settle_failure
 from nemo_agents.policy.stream import answer_of
 from nemo_agents.policy.usage import Usage, usage_from_openai
 
 __all__ = ["relay"]
 
 _LAST_WORD_S = 1.0
+_CLAMPS_MAX = 3  # tries to hold with a lower cap
 _RESTART_MS = 2_000
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Some providers create a completion and say 201; the client is told 200. Any other status below 400 brings no
 # answer that could be relayed: a failure, charged at the hold for what it may have set going.
 _ANSWERS = frozenset({200, 201})
 _OWN_PREFIX = "nemo_"
+_RARE_COUNTS = ("cache_write_1h_tokens", "audio_input_tokens", "image_input_tokens", "audio_output_tokens")
 _OWN_FIELDS = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
 
 
 @dataclass(slots=True, kw_only=True)
 class _Attempt:
-    """One attempt on its way."""
+    """One attempt on its way. `balances` are its scopes' with its hold in them."""
 
     start: AttemptStart
     target: Target
-    price: Price | None
+    quote: Quote
+    balances: tuple[Balance, ...] = ()
+
+    @property
+    def price(self) -> Price | None:
+        """What its tokens cost; None when nobody knows."""
+        return self.quote.price
 
     @property
     def served(self) -> str:
@@ -68,104 +66,58 @@ class _Attempt:
         return self.target.model.rpartition("/")[2] if self.target.provider == SANDBOX else self.target.model
 
 
-async def relay(x: Exchange, receive: Receive) -> None:
-    """Serve an admitted request: hold, send, fall back where it helps, settle, answer. Raises Denied."""
+async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], None]) -> None:
+    """Serve an admitted request: hold, send, fall back where it helps, settle, answer. Raises Denied.
+
+    `check_still_good` raises Denied when the key is no longer good: what is changed after it cuts the call.
+    """
     grant, gateway = x.grant, x.gateway
     assert grant is not None
     found = gateway.targets(x.body["model"], grant.fleet)
     if isinstance(found, Refusal):
         raise Denied(found)
-    targets = _affordable(x, found)
-    tokens_out = _output_tokens(x)
-    size = bytes_read(x.body)
-    now_us = gateway.clock.now_us()
-    scopes = gateway.rate_scopes(grant, now_us)
-    slot = gateway.windows.acquire(now_us, scopes)
-    if isinstance(slot, Refusal):
-        raise Denied(slot)
+    ask = ask_of(x)
+    targets = affordable(x, found, ask)
+    entry = await gateway.limiter.enter(gateway.clock.now_us(), x.rates, ask.tokens)
+    x.entered(entry)
+    if entry.refusal is not None:
+        raise Denied(entry.refusal)
+    journey: _Journey | None = None
     try:
-        charge = gateway.windows.admit_tokens(now_us, scopes, input_tokens_estimate(x.body, size) + tokens_out)
-        if isinstance(charge, Refusal):
-            raise Denied(charge)
         task = asyncio.current_task()
         assert task is not None
         flight = InFlight(grant_id=grant.grant_id, fleet=grant.fleet, run_id=x.run_id, task=task)
         client = Departure(receive, gateway.settings.drain_timeout_s)
-        journey = _Journey(x, client, flight, input_tokens_bound(x.body, size), tokens_out)
+        journey = _Journey(x, client, flight, ask)
         gateway.in_flight.add(flight)
         try:
+            check_still_good()
             await journey.travel(targets)
         finally:
             client.close()
             gateway.in_flight.discard(flight)
-            if journey.tokens is not None:
-                gateway.windows.settle_tokens(charge, journey.tokens)
-            elif not journey.sent:
-                gateway.windows.cancel_tokens(charge)
     finally:
-        gateway.windows.release(slot)
-
-
-def _affordable(x: Exchange, targets: Sequence[Target]) -> Sequence[Target]:
-    """Return the targets whose cost has an upper bound, wherever a budget has to hold it. Raises Denied without any."""
-    grant, gateway = x.grant, x.gateway
-    assert grant is not None
-    scopes = gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=x.started_us)
-    if all(scope.limit_nanos is None for scope in scopes):
-        return targets
-    unbounded = _unbounded(x)
-    if unbounded is not None:
-        raise Denied(unbounded)
-    priced = [target for target in targets if gateway.prices.price(target.provider, target.model) is not None]
-    if not priced:
-        raise Denied(_unpriced(targets[0]))
-    return priced
-
-
-def _unbounded(x: Exchange) -> Refusal | None:
-    unbounded = content_boundable(x.body)
-    if unbounded is None:
-        return None
-    message = (
-        f"{unbounded} has no upper bound in tokens, so a budget cannot hold it. "
-        "Send text, or use a role without a budget."
-    )
-    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=unbounded)
-
-
-def _unpriced(target: Target) -> Refusal:
-    # the sandbox charges what it stands for: a price of its own would be asked for by no name
-    name = target.model if target.provider == SANDBOX else f"{target.provider}/{target.model}"
-    message = (
-        f"No price is known for {name}, so a budget cannot hold it. "
-        f'Declare one in gateway.toml: [prices."{name}"] with input_per_mtok and output_per_mtok.'
-    )
-    return Refusal(status=400, code=Code.MODEL_NOT_PRICED, message=message, param="model")
-
-
-def _output_tokens(x: Exchange) -> int:
-    if x.endpoint.kind == "embeddings":
-        return 0
-    try:
-        return output_tokens_max(x.body, x.gateway.settings.default_max_output_tokens)
-    except ParamError as error:
-        raise Denied(Refusal(status=400, code=Code.INVALID_REQUEST, message=str(error), param=error.param)) from None
+        gateway.limiter.leave(entry.lease, journey.tokens_used if journey is not None else 0)
 
 
 class _Journey:
     """The attempts of one request. `tokens` is what it used, None while unknown; `sent` whether anything left."""
 
-    def __init__(self, x: Exchange, client: Departure, flight: InFlight, bound_in: int, tokens_out: int) -> None:
+    def __init__(self, x: Exchange, client: Departure, flight: InFlight, ask: Ask) -> None:
         self._x = x
         self._client = client
         self._flight = flight
-        self._tokens_out = tokens_out
-        self._bound_in = bound_in
+        self._ask = ask
         self._stream = x.endpoint.kind == "chat" and x.body.get("stream") is True
         self._open: _Attempt | None = None
         self._failed: Failure | None = None  # how the open attempt failed, once it has
         self.tokens: int | None = None
         self.sent = False
+
+    @property
+    def tokens_used(self) -> int | None:
+        """What counts against the rates: what is known to be used, 0 when nothing was sent, else None."""
+        return 0 if self.tokens is None and not self.sent else self.tokens
 
     async def travel(self, targets: Sequence[Target]) -> None:
         try:
@@ -189,8 +141,7 @@ class _Journey:
     async def _attempts(self, targets: Sequence[Target]) -> None:
         failures: list[Failure] = []
         for n, target in enumerate(targets, start=1):
-            attempt = self._prepare(target, n)
-            await self._hold(attempt, failures[-1] if failures else None)
+            attempt = await self._hold(self._prepare(target, n), failures[-1] if failures else None)
             response = await self._send(attempt)
             failure = response if isinstance(response, Failure) else await self._answer(attempt, response)
             if failure is None:
@@ -206,8 +157,9 @@ class _Journey:
         x = self._x
         grant, gateway = x.grant, x.gateway
         assert grant is not None
+        grant = gateway.keyring.current(grant)  # a budget or price may have been declared since the attempt before
         now_us = gateway.clock.now_us()
-        price = gateway.prices.price(target.provider, target.model)
+        quoted = quote(x, grant, target, self._ask)
         start = AttemptStart(
             hold_id=f"{x.request_id}.{n}",
             n=n,
@@ -215,56 +167,91 @@ class _Journey:
             provider=target.provider,
             reason="first" if n == 1 else "fallback",
             started_us=now_us,
-            hold_nanos=upper_bound_nanos(price, self._bound_in, self._tokens_out) if price else 0,
+            hold_nanos=quoted.hold_nanos(self._ask),
             scopes=gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=now_us),
-            price_version=price.version if price else None,
+            price_version=quoted.price.version if quoted.price else None,
             expires_us=now_us + int(gateway.settings.hold_ttl_s * 1e6),
         )
-        return _Attempt(start=start, target=target, price=price)
+        return _Attempt(start=start, target=target, quote=quoted)
 
-    async def _hold(self, attempt: _Attempt, failed: Failure | None) -> None:
-        x, store = self._x, self._x.gateway.store
-        if attempt.start.n == 1:
-            outcome = await store.open_call(x.call_start(), attempt.start)
-        else:
+    async def _hold(self, attempt: _Attempt, failed: Failure | None) -> _Attempt:
+        """Hold for an attempt; where the budgets leave less than that and the caller set no cap, with a lower one."""
+        x = self._x
+        outcome = await self._try_hold(attempt, failed)
+        for _ in range(_CLAMPS_MAX):  # others hold meanwhile, so that what was left may be gone
+            if not isinstance(outcome, HoldRefused):
+                break
+            smaller = attempt.quote.clamped(self._ask, outcome)
+            if smaller is None:
+                break
+            start = replace(attempt.start, hold_nanos=smaller.hold_nanos(self._ask))
+            attempt = _Attempt(start=start, target=attempt.target, quote=smaller)
+            outcome = await self._try_hold(attempt, failed)
+        if failed is not None:
             assert self._open is not None
-            assert failed is not None
-            outcome = await store.next_attempt(x.request_id, self._ended(self._open, failed), attempt.start)
+            self._tell_settled(self._open, self._ended(self._open, failed).settlement)
             self._open = self._failed = None
         if isinstance(outcome, RunRefused):
             raise Denied(run_refusal(outcome))
         if isinstance(outcome, HoldRefused):
             x.balances = outcome.balances
+            outcome = attempt.quote.at_least(self._ask, outcome)
+            if x.gateway.on_refused is not None:
+                x.gateway.on_refused(outcome)
             refusal = budget_refusal(outcome)
             if x.opened:
-                store.close_call(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was settled
+                x.gateway.store.close_call(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
-        self._check_older_cap(attempt)
+        attempt.balances = outcome.balances
+        self._check_holdable(attempt)
+        self._note_shadows(attempt)
         x.attempts, x.provider = attempt.start.n, attempt.target.provider
+        x.clamped = attempt.quote.cap if attempt.quote.cap < self._ask.cap else None
         self._open = attempt
+        return attempt
 
-    def _check_older_cap(self, attempt: _Attempt) -> None:
-        """Refuse what no budget can hold when the run has a cap that this request left out: only the store knew."""
+    async def _try_hold(self, attempt: _Attempt, failed: Failure | None) -> Held | HoldRefused | RunRefused:
+        x, store = self._x, self._x.gateway.store
+        if failed is None:
+            return await store.open_call(x.call_start(), attempt.start)
+        assert self._open is not None
+        return await store.next_attempt(x.request_id, self._ended(self._open, failed), attempt.start)
+
+    def _check_holdable(self, attempt: _Attempt) -> None:
+        """Refuse what no budget can hold, by the budgets that the store has just counted.
+
+        Among those are some that nobody knew of before: a run's cap from an earlier call, or what was declared since.
+        """
         x = self._x
-        known = any(scope.limit_nanos is not None for scope in attempt.start.scopes)
-        if known or all(balance.scope.limit_nanos is None for balance in x.balances):
+        if all(balance.scope.guard_nanos is None for balance in x.balances):
             return
-        refusal = _unbounded(x) or (_unpriced(attempt.target) if attempt.price is None else None)
+        refusal = cannot_hold(attempt.target, attempt.quote.price, attempt.quote.fixed, self._ask)
         if refusal is not None:
             ended = self._ended(attempt, Failure(status=None, message=refusal.message, sent=False))
             x.gateway.store.close_call(replace(x.call_refused(refusal), cost_nanos=0), ended)
             raise Denied(refusal)
 
-    def _upstream_body(self, target: Target) -> bytes:
-        """Write the body anew from what was checked: never the client's own bytes, never the gateway's own fields."""
+    def _note_shadows(self, attempt: _Attempt) -> None:
         x = self._x
+        assert x.grant is not None
+        shadows = x.gateway.shadows(x.gateway.keyring.current(x.grant), attempt.start.started_us)
+        for scope, refusal in shadow_budgets(shadows, attempt.balances) if shadows else ():
+            x.note(refusal, f"budget {scope.name}")
+
+    def _upstream_body(self, attempt: _Attempt) -> bytes:
+        """Write the body anew from what was checked: never the client's own bytes, never the gateway's own fields."""
+        x, target = self._x, attempt.target
         body = {n: v for n, v in x.body.items() if n not in _OWN_FIELDS and not n.startswith(_OWN_PREFIX)}
         body["model"] = target.model
         if target.provider == SANDBOX and "nemo_sandbox" in x.body:
             body["nemo_sandbox"] = x.body["nemo_sandbox"]
         if x.endpoint.kind == "embeddings":
             return msgspec.json.encode(body)
+        if attempt.price is not None and target.provider != SANDBOX:
+            tier = pinned_service_tier(attempt.price, self._ask.content)
+            if tier is not None:
+                body["service_tier"] = tier
         if self._stream:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         else:
@@ -272,8 +259,7 @@ class _Journey:
         # The cap that the hold was computed with goes out in the one field that this provider obeys.
         body.pop("max_tokens", None)
         body.pop("max_completion_tokens", None)
-        cap = output_cap(x.body, x.gateway.settings.default_max_output_tokens)
-        body[self._max_tokens_field(target.provider)] = cap
+        body[self._max_tokens_field(target.provider)] = attempt.quote.cap
         return msgspec.json.encode(body)
 
     def _max_tokens_field(self, provider: str) -> str:
@@ -285,7 +271,7 @@ class _Journey:
         settings = self._x.gateway.settings
         request = ProviderRequest(
             path=self._x.endpoint.upstream_path,
-            body=self._upstream_body(attempt.target),
+            body=self._upstream_body(attempt),
             stream=self._stream,
             connect_timeout_s=settings.connect_timeout_s,
             first_byte_timeout_s=settings.first_byte_timeout_s,
@@ -308,7 +294,8 @@ class _Journey:
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         try:
             if self._stream and is_stream:
-                answered = await relay_stream(self._x, self._client, response)
+                meter = Meter(attempt.price, attempt.start.hold_nanos, self._ask.content)
+                answered = await relay_stream(self._x, self._client, response, meter)
             else:
                 return await self._relay_plain(attempt, response)
         finally:
@@ -329,7 +316,8 @@ class _Journey:
             return Failure(status=None, message=what, sent=True, timed_out=timed_out)
         if not isinstance(body, dict) or body.get("error") is not None:
             return Failure(status=None, message=f"the provider answered {response.status} with an error", sent=True)
-        usage = usage_from_openai(body.get("usage"), output=x.endpoint.kind != "embeddings")
+        generates = x.endpoint.kind != "embeddings"
+        usage = usage_from_openai(body.get("usage"), output=generates, service_tier=body.get("service_tier"))
         answer, finish_reason = answer_of(body) if x.endpoint.kind == "chat" else (None, None)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
         settlement = self._settlement(attempt, answered)
@@ -345,7 +333,9 @@ class _Journey:
         hold_nanos = attempt.start.hold_nanos
         if attempt.price is None:
             return Settlement(kind="post", amount_nanos=0)
-        cost = cost_nanos(attempt.price, answered.usage) if answered.usage else None
+        if answered.counted_nanos is not None:
+            return settle_cut(counted_nanos=answered.counted_nanos, hold_nanos=hold_nanos)
+        cost = cost_nanos(attempt.price, answered.usage, self._ask.content) if answered.usage else None
         return settle_answer(cost_nanos=cost, hold_nanos=hold_nanos)
 
     def _close(self, attempt: _Attempt, answered: Answered, settlement: Settlement) -> None:
@@ -384,6 +374,22 @@ class _Journey:
             answer=msgspec.json.encode(answered.answer) if keep else None,
         )
         x.gateway.store.close_call(end, ended)
+        self._tell_settled(attempt, settlement)
+
+    def _tell_settled(self, attempt: _Attempt, settlement: Settlement) -> None:
+        gateway, grant = self._x.gateway, self._x.grant
+        if gateway.on_settled is None or grant is None or not settlement.amount_nanos:
+            return
+        held, posted = attempt.start.hold_nanos, settlement.amount_nanos
+        gateway.on_settled(
+            Settled(
+                request_id=self._x.request_id,
+                grant=grant,
+                held_nanos=held,
+                posted_nanos=posted,
+                balances=_after(attempt.balances, held, posted),
+            )
+        )
 
     def _ended(self, attempt: _Attempt, failure: Failure) -> AttemptEnd:
         settlement = settle_failure(sent=failure.sent, status=failure.status, hold_nanos=attempt.start.hold_nanos)
@@ -411,6 +417,7 @@ class _Journey:
             usage_source=ended.usage_source,
         )
         x.gateway.store.close_call(end, ended)
+        self._tell_settled(attempt, ended.settlement)
         if ended.settlement.kind == "void":
             self.tokens = 0  # nothing was used: the minute's tokens are given back
         x.balances = _after(x.balances, attempt.start.hold_nanos, ended.settlement.amount_nanos)
@@ -439,6 +446,7 @@ class _Journey:
             usage_source=ended.usage_source,
         )
         x.gateway.store.close_call(end, ended)
+        self._tell_settled(attempt, ended.settlement)
 
     async def _cut(self, cut: CutOff) -> None:
         x = self._x
@@ -471,12 +479,17 @@ def _after(balances: Sequence[Balance], hold_nanos: int, cost: int) -> tuple[Bal
 
 
 def _usage_facts(usage: Usage | None) -> dict[str, int]:
+    """Return the counts that the ledger keeps: the five of every answer, and the rarer ones where there are any."""
     if usage is None:
         return {}
-    return {
+    facts = {
         "input_tokens": usage.input_tokens,
         "cached_tokens": usage.cached_tokens,
         "cache_write_tokens": usage.cache_write_tokens,
         "output_tokens": usage.output_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
     }
+    for name in _RARE_COUNTS:
+        if count := getattr(usage, name):
+            facts[name] = count
+    return facts

@@ -9,30 +9,35 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import uvicorn
 
+from nemo_agents import environment
 from nemo_agents.errors import Code, SettingsError
 from nemo_agents.gateway.admin import admin_and_viewer
+from nemo_agents.gateway.alerts import Alerts
 from nemo_agents.gateway.app import GatewayApp
 from nemo_agents.gateway.homefiles import HomeSecrets, open_home
 from nemo_agents.gateway.keyring import KeyRing
 from nemo_agents.gateway.onewrite import OneWriteProtocol
+from nemo_agents.gateway.ownlog import LossyLogger
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import FREE, PriceBook, declared_prices
 from nemo_agents.gateway.providers import ProviderConfig, discover
-from nemo_agents.gateway.rim import Clock, RandomIds, SystemClock
+from nemo_agents.gateway.replica import Replica
+from nemo_agents.gateway.rim import Clock, RandomIds, SharedClock, SystemClock
 from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
 from nemo_agents.gateway.settings import Settings
+from nemo_agents.gateway.shared import open_limiter, open_store, open_wake
 from nemo_agents.gateway.state import CutOff, Gateway
-from nemo_agents.gateway.stores.sqlite import SqliteStore
+from nemo_agents.gateway.sweeper import read_shared_clock, sweep
+from nemo_agents.gateway.tokenizer import TOKENIZED, InputBounds
 from nemo_agents.gateway.upstream import HttpProvider
 from nemo_agents.policy.hosts import is_loopback_url
-from nemo_agents.policy.limits import RateWindows
 from nemo_agents.policy.pricing import Price
 from nemo_agents.secret import Secret
 
@@ -43,7 +48,6 @@ try:
 except ImportError:  # not made for every platform
     uvloop = None  # type: ignore[assignment]
 
-_SWEEP_EVERY_S = 30.0
 _GRACE_S = 5.0
 _LOOK_EVERY_S = 0.05
 _GC_EVERY = 20_000  # containers that came and did not go
@@ -61,19 +65,26 @@ class Running:
 
 def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
     """Return a gateway that has not been started. Raises SettingsError."""
-    secrets = open_home(settings.home, admin_key=environ.get("NEMO_ADMIN_KEY"))
-    clock = SystemClock()
+    secrets = open_home(
+        settings.home,
+        admin_key=environ.get(environment.ADMIN_KEY),
+        pepper=environ.get(environment.PEPPER),
+        viewer_token=environ.get(environment.VIEWER_TOKEN),
+    )
+    clock: Clock = SharedClock() if settings.database else SystemClock()
     configs = discover(environ, {"providers": settings.providers}, probe=_answers)
+    store = open_store(settings, environ, clock)
     return Gateway(
         settings=settings,
         secrets=secrets,
-        store=SqliteStore(settings.home / "gateway.db", durability=settings.durability, clock=clock.now_us),
+        store=store,
         keyring=KeyRing(secrets.pepper),
-        windows=RateWindows(),
+        limiter=open_limiter(settings, environ, store),
         prices=PriceBook(
             declared={**_local_prices(configs), **declared_prices({"prices": settings.prices})},
             priced_as={name: config.priced_as for name, config in configs.items() if config.priced_as},
         ),
+        bounds=InputBounds(settings.input_bound),
         providers=_providers(settings, configs, clock),
         provider_configs=configs,
         clock=clock,
@@ -130,30 +141,52 @@ async def serve(
     """Serve a gateway while the block runs. Raises SettingsError when the port is taken or the store unusable."""
     configure_log(settings.log_level)
     gateway = build(settings, environ)
+    alerts = Alerts.of(gateway, environ)
     async with contextlib.AsyncExitStack() as undo:
         listener = _listen(settings.host, settings.port)
         undo.callback(listener.close)
         await gateway.store.start()
         undo.push_async_callback(gateway.store.close)
+        await gateway.limiter.start()
+        undo.push_async_callback(gateway.limiter.close)
+        replica = Replica(gateway) if gateway.store.shared else None
+        if replica is not None:
+            await read_shared_clock(gateway)
+            await replica.join()
+            if not settings.cache:
+                _log.warning("rates are counted per process without --cache", database=settings.database)
         await gateway.load()
+        await gateway.price_updates.refresh()
         for provider in gateway.providers.values():
             undo.push_async_callback(provider.close)
         gateway.base_url = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
         if on_signal is not None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, on_signal)
-        async with _listening(gateway, listener):
+        following = [] if replica is None else [replica.follow]
+        wake = None if replica is None else open_wake(settings, environ, replica.wake)
+        if wake is not None:
+            following.append(wake.listen)
+            gateway.announce = wake.say
+        async with _listening(gateway, listener, following, alerts):
             yield Running(gateway=gateway, url=gateway.base_url, secrets=gateway.secrets)
 
 
 @contextlib.asynccontextmanager
-async def _listening(gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
+async def _listening(
+    gateway: Gateway,
+    listener: socket.socket,
+    following: Sequence[Callable[[], Coroutine[Any, Any, None]]],
+    alerts: Alerts,
+) -> AsyncIterator[None]:
     """Answer on a socket while the block runs. Raises what ended the server before it listened."""
     collections = gc.get_threshold()
     server = _Server(uvicorn.Config(GatewayApp(gateway, admin_and_viewer(gateway)), **_uvicorn_options()))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    sweeping = asyncio.create_task(_sweep(gateway))
-    tasks = [serving, sweeping]
+    daily = gateway.settings.price_updates == "daily"
+    standing = [sweep(gateway), gateway.price_updates.keep_current(daily=daily), *[follow() for follow in following]]
+    background = [asyncio.create_task(each) for each in standing]
+    tasks = [serving, *background]
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)  # uvicorn tells it by an attribute alone
@@ -161,12 +194,16 @@ async def _listening(gateway: Gateway, listener: socket.socket) -> AsyncIterator
             serving.result()
             raise RuntimeError("the HTTP server ended before it listened")
         tasks.append(asyncio.create_task(_settle_in(gateway)))
+        alerts.start()
         yield
     finally:
         server.should_exit = True
-        sweeping.cancel()
+        gateway.stopping.set()
+        for task in background:
+            task.cancel()
         await _let_finish(gateway)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await alerts.stop()
         gc.set_threshold(*collections)
         gc.unfreeze()
 
@@ -177,10 +214,20 @@ async def _settle_in(gateway: Gateway) -> None:
         await asyncio.to_thread(gateway.prices.load)
     except Exception:  # noqa: BLE001 - the first request that needs a price tries again, and says so
         _log.exception("the table of prices cannot be read")
+    await _load_tokenizer(gateway)
     gc.collect()
     gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
     # A call makes hundreds of containers and hardly a cycle: looking for those rarely saves a tenth of its time.
     gc.set_threshold(_GC_EVERY, *gc.get_threshold()[1:])
+
+
+async def _load_tokenizer(gateway: Gateway) -> None:
+    if not gateway.bounds.wanted or TOKENIZED.isdisjoint(gateway.providers):
+        return
+    try:
+        await asyncio.to_thread(gateway.bounds.load)
+    except Exception as error:  # noqa: BLE001 - prompts are bounded by their bytes then, which is proven
+        _log.warning("the tokenizer cannot be loaded; prompts are bounded by their bytes", error=str(error))
 
 
 async def _let_finish(gateway: Gateway) -> None:
@@ -246,18 +293,6 @@ def _for_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _sweep(gateway: Gateway) -> None:
-    while True:
-        await asyncio.sleep(_SWEEP_EVERY_S)
-        try:
-            expired = await gateway.store.sweep(gateway.clock.now_us())
-        except Exception:  # noqa: BLE001 - a store that is down now will be swept later
-            _log.exception("sweep failed")
-            continue
-        if expired:
-            _log.warning("holds expired", count=expired)
-
-
 def configure_log(level: str) -> None:
     """Write the gateway's own log as JSON lines on standard error; control characters are escaped by JSON."""
     structlog.configure(
@@ -268,5 +303,5 @@ def configure_log(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: LossyLogger(sys.stderr),
     )

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nemo_agents.errors import SettingsError
+from nemo_agents.gateway.addresses import PASSWORD_OF, without_password
 from nemo_agents.policy.hosts import host_allowed
+from nemo_agents.secret import Secret
 
 __all__ = ["Settings", "load_settings"]
 
@@ -49,12 +51,37 @@ class Settings:
         "process",
         "`process`: what was acknowledged survives a killed process; `power`: a power cut too, for a flush a commit.",
     )
+    database: str = _setting(
+        "",
+        "Address of a PostgreSQL database (`postgresql://…`) that many gateways share; empty keeps everything in one "
+        "SQLite file in the home. A password may stand in NEMO_DATABASE_PASSWORD instead.",
+    )
+    cache: str = _setting(
+        "",
+        "Address of a Valkey or Redis server (`redis://…`) in which many gateways count rates; empty counts them in "
+        "this process alone. A password may stand in NEMO_CACHE_PASSWORD instead.",
+    )
+    default_rpm: int = _setting(
+        60_000, "Requests per minute of a role that declares none: a ceiling for runaway loops, told in every answer."
+    )
+    default_tpm: int = _setting(1_000_000_000, "Tokens per minute of a role that declares none, told in every answer.")
     max_body_bytes: int = _setting(10 * 1024 * 1024, "Largest request body in bytes; beyond it 413.")
     default_max_output_tokens: int = _setting(
         4096,
         "Output cap in tokens that is written into a request which sets none, so that its cost has an upper bound.",
     )
     connect_timeout_s: float = _setting(5.0, "Seconds to connect to a provider.")
+    price_updates: Literal["off", "daily"] = _setting(
+        "off", "`daily`: fetch the maintained table of prices once a day; `off`: use what is installed or was given."
+    )
+    input_bound: Literal["auto", "bytes", "tokenizer"] = _setting(
+        "auto",
+        "How the tokens of a prompt are bounded before it is sent: by its UTF-8 `bytes` (proven), by a `tokenizer` "
+        "where one fits (nearer; needs the extra of that name), `auto`: the tokenizer if it is installed.",
+    )
+    spike_factor: float = _setting(
+        3.0, "A role that spends this many times its usual hour raises a spend-spike alert; 0 raises none."
+    )
     first_byte_timeout_s: float = _setting(120.0, "Seconds until a provider's answer begins.")
     idle_timeout_s: float = _setting(60.0, "Seconds between two pieces of a provider's answer.")
     client_timeout_s: float = _setting(
@@ -72,17 +99,26 @@ class Settings:
     providers: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
     sandbox_script: Mapping[str, Any] = field(default_factory=dict)
+    webhooks: Mapping[str, Any] = field(default_factory=dict)
+    source: Path | None = None  # the file they were read from, for messages
+    database_password: Secret | None = None  # taken out of the address, which then may be shown
+    cache_password: Secret | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "default_max_output_tokens", "max_connections"):
+        for name in ("database", "cache"):
+            url, password = without_password(name, getattr(self, name))
+            object.__setattr__(self, name, url)
+            if password is not None:
+                object.__setattr__(self, f"{name}_password", password)
+        for name in ("max_body_bytes", "default_max_output_tokens", "max_connections", "default_rpm", "default_tpm"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "client_timeout_s", "hold_ttl_s"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
-        for name in ("drain_timeout_s", "rotation_grace_s"):
+        for name in ("drain_timeout_s", "rotation_grace_s", "spike_factor"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise SettingsError(f"{name} must be at least 0 seconds, not {getattr(self, name)}")
+                raise SettingsError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.hold_ttl_s <= self.first_byte_timeout_s:
             raise SettingsError(
                 f"hold_ttl_s ({self.hold_ttl_s}) must be longer than a call may take: more than "
@@ -97,7 +133,7 @@ class Settings:
             raise SettingsError(f"port must be between 0 and 65535, not {self.port}")
 
 
-_TABLES = {"providers": "providers", "prices": "prices", "sandbox": "sandbox_script"}
+_TABLES = {"providers": "providers", "prices": "prices", "sandbox": "sandbox_script", "webhooks": "webhooks"}
 
 
 def load_settings(home: Path, *, config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -116,7 +152,7 @@ def load_settings(home: Path, *, config: Path | None = None, overrides: Mapping[
         raise SettingsError(f"{path}: cannot be read as TOML: {error}") from error
     values = _from_document(document, path)
     values |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    return Settings(home=home, **values)
+    return Settings(home=home, source=path, **values)
 
 
 def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -126,7 +162,7 @@ def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if unknown:
         raise SettingsError(
             f"{path}: unknown table [{min(unknown)}]; there are [gateway], "
-            '[providers.<name>], [prices."<provider>/<model>"] and [sandbox]'
+            '[providers.<name>], [prices."<provider>/<model>"], [webhooks.<name>] and [sandbox]'
         )
     values: dict[str, Any] = {}
     for name, value in document.get("gateway", {}).items():
@@ -158,4 +194,5 @@ def _typed(name: str, value: Any, hint: Any, path: Path) -> Any:
         return value
     else:
         wanted = {int: "a whole number", str: "a text"}.get(hint, str(hint))
-    raise SettingsError(f"{path}: `{name}` in [gateway] is {value!r}; it must be {wanted}")
+    shown = "something else" if name in PASSWORD_OF else repr(value)  # it may hold a password
+    raise SettingsError(f"{path}: `{name}` in [gateway] is {shown}; it must be {wanted}")

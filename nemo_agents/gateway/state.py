@@ -7,26 +7,38 @@ next request and survives a restart.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
+from nemo_agents.admin.wire import SpikeStatus
 from nemo_agents.errors import Code
 from nemo_agents.gateway.homefiles import HomeSecrets
 from nemo_agents.gateway.keyring import KeyRing
+from nemo_agents.gateway.limiter.base import Limiter
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import PriceBook
+from nemo_agents.gateway.priceupdates import DocumentPriceStore, FilePriceStore, PriceUpdates
 from nemo_agents.gateway.providers import KEY_ENV_OF, ProviderConfig
 from nemo_agents.gateway.rim import Clock, Ids
 from nemo_agents.gateway.settings import Settings
+from nemo_agents.gateway.standing import Standing, budgets_of, work_out
 from nemo_agents.gateway.stores.base import FleetRecord, Store
+from nemo_agents.gateway.tokenizer import InputBounds
+from nemo_agents.policy.alerts import EventDraft
 from nemo_agents.policy.keys import Grant
-from nemo_agents.policy.ledger import BudgetScope, RunCaps
-from nemo_agents.policy.limits import WINDOW_US, RateScope, RateWindows
-from nemo_agents.policy.periods import period_at
+from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunCaps
+from nemo_agents.policy.limits import WINDOW_US, RateScope
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import Deployment, Target, resolve
 
-__all__ = ["CutOff", "Gateway", "InFlight"]
+__all__ = ["RUN_ALERT_AT", "CutOff", "Gateway", "InFlight", "Settled"]
+
+RUN_ALERT_AT = (0.8,)
 
 
 class CutOff(Exception):  # noqa: N818 - an event, not a fault
@@ -51,21 +63,14 @@ class InFlight:
     cut: CutOff | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Standing:
-    """The scopes of one grant, as they follow from these very records until the first of its periods ends."""
+class Settled(Struct, frozen=True, kw_only=True):
+    """A hold that was resolved: what it held, what was posted, and its scopes' balances with that in them."""
 
+    request_id: str
     grant: Grant
-    fleet: FleetRecord | None
-    since_us: int
-    until_us: int | None
-    rates: tuple[RateScope, ...]
-    budgets: tuple[BudgetScope, ...]
-
-    def holds(self, grant: Grant, fleet: FleetRecord | None, now_us: int) -> bool:
-        """Say whether it still is what would be worked out now."""
-        same = self.grant is grant and self.fleet is fleet
-        return same and self.since_us <= now_us and (self.until_us is None or now_us < self.until_us)
+    held_nanos: int
+    posted_nanos: int
+    balances: tuple[Balance, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,8 +81,9 @@ class Gateway:
     secrets: HomeSecrets
     store: Store
     keyring: KeyRing
-    windows: RateWindows
+    limiter: Limiter
     prices: PriceBook
+    bounds: InputBounds
     providers: Mapping[str, Provider]
     provider_configs: Mapping[str, ProviderConfig]
     clock: Clock
@@ -85,17 +91,32 @@ class Gateway:
     fleets: dict[str, FleetRecord] = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     in_flight: set[InFlight] = field(default_factory=set)  # calls are in it from before their send, so as to be cut
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # a change reads, then writes: one at a time
+    applying: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is in the store and here changes together
+    catch_up: Callable[[], Awaitable[None]] | None = None  # apply what others have changed, where others can
+    look: Callable[[], Awaitable[None]] | None = None  # the same for a request, which may have to wait its turn
+    announce: Callable[[], None] | None = None  # tell others that something was changed, where they listen
+    stale_after_ns: int | None = None  # on the monotonic clock: keys in memory are not to be trusted after it
+    on_settled: Callable[[Settled], None] | None = None  # hears of every hold that was resolved
+    on_refused: Callable[[HoldRefused], None] | None = None  # hears of every call that a budget has refused
+    on_expired: Callable[[], None] | None = None  # hears that holds of lost calls were charged
+    emit: Callable[[EventDraft], None] | None = None  # queues an event for the log, the stream and webhooks
+    spikes: Mapping[str, SpikeStatus] = field(default_factory=dict)  # by grant id: those that spend far above usual
+    event_streams: Counter[str] = field(default_factory=Counter)  # that are open, by the fleet they are about
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set when streams of events are to end
     base_url: str = ""
+    price_updates: PriceUpdates = field(init=False)  # takes new tables of prices while calls are served
     stand_in: str | None = field(init=False)  # the provider that answers for those without credentials, if any
     _available: frozenset[str] = field(init=False)
-    _standings: dict[str, _Standing] = field(default_factory=dict)
+    _one_change: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _standings: dict[str, Standing] = field(default_factory=dict)
     _groups: dict[str | None, dict[str, list[Deployment]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note what follows from the providers, which stay as they are."""
         self._available = frozenset(self.providers)
         self.stand_in = self._find_stand_in()
+        shared = DocumentPriceStore(self.store) if self.settings.database else None
+        self.price_updates = PriceUpdates(self.prices, shared or FilePriceStore(self.settings.home / "prices.json"))
 
     async def load(self) -> None:
         """Read everything that admission needs from the store, and rebuild the rate windows of the last minute."""
@@ -104,12 +125,39 @@ class Gateway:
         self.fleets = {fleet.fleet: fleet for fleet in await self.store.fleets()}
         self.deployments = {d.deployment_id: d for d in await self.store.deployments()}
         now_us = self.clock.now_us()
-        self.windows.restore(now_us, await self.store.recent_use(now_us - WINDOW_US))
+        await self.limiter.restore(now_us, await self.store.recent_use(now_us - WINDOW_US))
+
+    @property
+    def keys_are_stale(self) -> bool:
+        """Whether what others changed is unknown for so long that no key in memory may be trusted."""
+        return self.stale_after_ns is not None and time.monotonic_ns() > self.stale_after_ns
 
     # --- changes ------------------------------------------------------------------------------------------------
+    @property
+    def changing(self) -> AbstractAsyncContextManager[None]:
+        """A context for a change that reads, then writes: one at a time, in all gateways that share the store.
+
+        What others have changed before is known inside. Raises StoreUnavailable.
+        """
+        return self._change()
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        async with self._one_change, self.store.exclusive():
+            if self.catch_up is not None:
+                await self.catch_up()
+            yield
+        if self.announce is not None:
+            self.announce()
+
     async def put_grant(self, grant: Grant) -> None:
         """Store a grant and put it in force; calls in flight of a blocked or revoked grant are cut."""
-        await self.store.put_grant(grant)
+        async with self.applying:
+            await self.store.put_grant(grant)
+            self.take_grant(grant)
+
+    def take_grant(self, grant: Grant) -> None:
+        """Put a grant in force as the store has it."""
         self.keyring.put(grant)
         if grant.revoked_us is not None:
             self.cut(CutOff(Code.KEY_REVOKED, "The key was revoked."), lambda call: call.grant_id == grant.grant_id)
@@ -118,7 +166,12 @@ class Gateway:
 
     async def put_fleet(self, fleet: FleetRecord) -> None:
         """Store a fleet and put it in force; calls in flight of a blocked fleet are cut."""
-        await self.store.put_fleet(fleet)
+        async with self.applying:
+            await self.store.put_fleet(fleet)
+            self.take_fleet(fleet)
+
+    def take_fleet(self, fleet: FleetRecord) -> None:
+        """Put a fleet in force as the store has it."""
         self.fleets[fleet.fleet] = fleet
         if fleet.blocked:
             cut_off = CutOff(Code.KEY_BLOCKED, "The fleet was blocked.", scope="fleet")
@@ -126,30 +179,40 @@ class Gateway:
 
     async def delete_fleet(self, name: str) -> bool:
         """Remove a fleet's record; its keys and history stay."""
-        found = await self.store.delete_fleet(name)
-        self.fleets.pop(name, None)
+        async with self.applying:
+            found = await self.store.delete_fleet(name)
+            self.fleets.pop(name, None)
         return found
 
     async def put_deployment(self, deployment: Deployment) -> None:
         """Store a deployment and put it in force."""
-        await self.store.put_deployment(deployment)
-        self.deployments[deployment.deployment_id] = deployment
-        self._groups.clear()
+        async with self.applying:
+            await self.store.put_deployment(deployment)
+            self.take_deployments([*self.deployments.values(), deployment])
 
     async def delete_deployment(self, deployment_id: str) -> bool:
         """Remove a deployment."""
-        found = await self.store.delete_deployment(deployment_id)
-        self.deployments.pop(deployment_id, None)
-        self._groups.clear()
+        async with self.applying:
+            found = await self.store.delete_deployment(deployment_id)
+            self.take_deployments([d for d in self.deployments.values() if d.deployment_id != deployment_id])
         return found
+
+    def take_deployments(self, deployments: Iterable[Deployment]) -> None:
+        """Put these deployments in force, and no others."""
+        self.deployments = {deployment.deployment_id: deployment for deployment in deployments}
+        self._groups.clear()
 
     async def stop_run(self, fleet: str | None, run_id: str) -> bool:
         """Refuse every further call of a run and cut its calls in flight; say whether there is such a run."""
         found = await self.store.stop_run(fleet, run_id, self.clock.now_us())
         if found:
-            cut_off = CutOff(Code.RUN_STOPPED, "This run was stopped.", scope="run")
-            self.cut(cut_off, lambda call: call.run_id == run_id and fleet in (None, call.fleet or ""))
+            self.cut_run(fleet, run_id)
         return found
+
+    def cut_run(self, fleet: str | None, run_id: str) -> None:
+        """Cut the calls in flight of a run that was stopped; `fleet` None means those of any fleet."""
+        cut_off = CutOff(Code.RUN_STOPPED, "This run was stopped.", scope="run")
+        self.cut(cut_off, lambda call: call.run_id == run_id and fleet in (None, call.fleet or ""))
 
     # --- calls in flight ----------------------------------------------------------------------------------------
     def cut(self, cut_off: CutOff, concerns: Callable[[InFlight], bool]) -> None:
@@ -159,9 +222,11 @@ class Gateway:
             call.task.cancel()
 
     # --- views for admission ------------------------------------------------------------------------------------
-    def rate_scopes(self, grant: Grant, now_us: int) -> tuple[RateScope, ...]:
-        """Return the rate limits that a request of this grant counts against, the role's first."""
-        return self._standing_of(grant, now_us).rates
+    def rate_scopes(self, grant: Grant, now_us: int, model: str | None = None) -> tuple[RateScope, ...]:
+        """Return the rate limits that a request of this grant counts against: role, fleet, and the model's of it."""
+        standing = self._standing_of(grant, now_us)
+        of_model = standing.of_models.get(model) if model is not None else None
+        return standing.rates if of_model is None else (*standing.rates, of_model)
 
     def budget_scopes(self, grant: Grant, *, run_id: str | None, caps: RunCaps, now_us: int) -> tuple[BudgetScope, ...]:
         """Return the budgets that a hold of this grant counts against, in the fixed order run, role, fleet."""
@@ -169,81 +234,50 @@ class Gateway:
         if run_id is None:
             return budgets
         name = f"{grant.fleet or ''}/{run_id}"
-        return (BudgetScope(kind="run", id=name, period="total", limit_nanos=caps.budget_nanos), *budgets)
+        run = BudgetScope(
+            kind="run", id=name, period="total", limit_nanos=caps.budget_nanos, alert_at=RUN_ALERT_AT, name="run"
+        )
+        return (run, *budgets)
+
+    def shadows(self, grant: Grant, now_us: int) -> tuple[BudgetScope, ...]:
+        """Return the budgets of a grant and its fleet that record and never refuse."""
+        return self._standing_of(grant, now_us).shadows
 
     def fleet_of(self, grant: Grant) -> FleetRecord | None:
         """Return the record of a grant's fleet; None for a grant without one, or a fleet without a record."""
         return self.fleets.get(grant.fleet) if grant.fleet else None
 
+    def role_budgets(self, grant: Grant, *, now_us: int) -> tuple[BudgetScope, ...]:
+        """Return the grant's own budgets in their current periods; the one that records where it has none."""
+        return self._standing_of(grant, now_us).own
+
     def role_scope(self, grant: Grant, *, now_us: int) -> BudgetScope:
-        """Return the grant's own budget in its current period."""
-        return self._standing_of(grant, now_us).budgets[0]
+        """Return the first of the grant's own budgets in its current period."""
+        return self.role_budgets(grant, now_us=now_us)[0]
 
     async def last_used(self) -> dict[str, int | None]:
         """Return when each grant was last used, by its id; the store alone knows."""
         return {grant.grant_id: grant.last_used_us for grant in await self.store.grants()}
 
-    def fleet_scope(self, name: str, *, now_us: int) -> BudgetScope:
-        """Return the fleet's own budget; without a record of the fleet its spend is still recorded."""
-        fleet = self.fleets.get(name, FleetRecord(fleet=name))
-        period = period_at(fleet.budget_duration, now_us)
-        return BudgetScope(
-            kind="fleet",
-            id=name,
-            period=period.id,
-            limit_nanos=fleet.budget_nanos,
-            resets_at_us=period.resets_us,
-        )
+    def fleet_budgets(self, name: str, *, now_us: int) -> tuple[BudgetScope, ...]:
+        """Return the fleet's own budgets; without any, and without a record of it, its spend is still recorded."""
+        fleet = self.fleets.get(name)
+        rules = fleet.budgets if fleet is not None else ()
+        return budgets_of("fleet", name, rules, now_us)
 
-    def _standing_of(self, grant: Grant, now_us: int) -> _Standing:
+    def fleet_scope(self, name: str, *, now_us: int) -> BudgetScope:
+        """Return the first of the fleet's own budgets in its current period."""
+        return self.fleet_budgets(name, now_us=now_us)[0]
+
+    def _standing_of(self, grant: Grant, now_us: int) -> Standing:
         """Return the scopes of a grant: worked out once, and again when grant or fleet change or a period ends."""
         fleet = self.fleet_of(grant)
         standing = self._standings.get(grant.grant_id)
         if standing is not None and standing.holds(grant, fleet, now_us):
             return standing
-        standing = self._work_out(grant, fleet, now_us)
+        standing = work_out(grant, fleet, self.settings, now_us)
         self._standings[grant.grant_id] = standing
         return standing
-
-    def _work_out(self, grant: Grant, fleet: FleetRecord | None, now_us: int) -> _Standing:
-        rates = [
-            RateScope(
-                kind="role",
-                id=grant.grant_id,
-                rpm=grant.rpm,
-                tpm=grant.tpm,
-                max_parallel=grant.max_parallel,
-                name=grant.role or grant.alias,
-            )
-        ]
-        if fleet is not None and (fleet.rpm is not None or fleet.tpm is not None):
-            rates.append(RateScope(kind="fleet", id=fleet.fleet, rpm=fleet.rpm, tpm=fleet.tpm, name=fleet.fleet))
-        period = period_at(grant.budget_duration, now_us)
-        budgets = [
-            BudgetScope(
-                kind="role",
-                id=grant.grant_id,
-                period=period.id,
-                limit_nanos=grant.budget_nanos,
-                resets_at_us=period.resets_us,
-            )
-        ]
-        if grant.fleet is not None:
-            budgets.append(self.fleet_scope(grant.fleet, now_us=now_us))
-        ends = [scope.resets_at_us for scope in budgets if scope.resets_at_us is not None]
-        return _Standing(
-            grant=grant,
-            fleet=fleet,
-            since_us=now_us,
-            until_us=min(ends, default=None),
-            rates=tuple(rates),
-            budgets=tuple(budgets),
-        )
-
-    def alert_thresholds(self, grant: Grant) -> dict[str, float | None]:
-        """Return at which fraction of each budget a warning is due."""
-        fleet = self.fleet_of(grant)
-        return {"run": 0.8, "role": grant.alert_at, "fleet": fleet.alert_at if fleet else None}
 
     def groups(self, fleet: str | None) -> Mapping[str, Sequence[Deployment]]:
         """Return the model groups that a fleet may use, deployments in their order."""

@@ -15,20 +15,48 @@ from nemo_agents.gateway.departure import Departure
 from nemo_agents.gateway.exchange import Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered
 from nemo_agents.gateway.ports import ProviderResponse, UpstreamError
+from nemo_agents.policy.content import Content
+from nemo_agents.policy.pricing import Price
 from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.settlement import output_nanos_per_mtok
 from nemo_agents.policy.sse import SseEvent, SseSplitter, SseTooLarge
 from nemo_agents.policy.stream import StreamTally
 from nemo_agents.policy.usage import usage_from_openai
 
-__all__ = ["relay_stream"]
+__all__ = ["Meter", "relay_stream"]
+
+_MTOK = 1_000_000
 
 
-async def relay_stream(x: Exchange, client: Departure, response: ProviderResponse) -> Answered:
+class Meter:
+    """Counts what a stream costs at least while it passes, and says when that has reached what was held for it.
+
+    A provider that obeys the cap it was sent never gets there: the hold has room for all of its output and the input.
+    """
+
+    def __init__(self, price: Price | None, hold_nanos: int, content: Content) -> None:
+        self._rate = 0 if price is None else output_nanos_per_mtok(price, content)
+        self._tokens_max = -(-hold_nanos * _MTOK // self._rate) if self._rate else None
+
+    def reached(self, tally: StreamTally) -> bool:
+        """Say whether the stream has used up its hold."""
+        return self._tokens_max is not None and tally.tokens_seen >= self._tokens_max
+
+    def counted_nanos(self, tally: StreamTally) -> int:
+        """Return what was counted."""
+        return -(-tally.tokens_seen * self._rate // _MTOK)
+
+
+class _HoldUsedUp(Exception):  # noqa: N818 - an event that ends the stream
+    """The stream has cost what was held for it, and goes on."""
+
+
+async def relay_stream(x: Exchange, client: Departure, response: ProviderResponse, meter: Meter) -> Answered:
     """Pass a stream on to the client, and return what it said.
 
     When the client leaves, the provider is read on for `drain_timeout_s`, because only the end of a stream tells what
     it cost. A slow client holds the provider back: nothing is buffered beyond a chunk. One that reads nothing for
-    `client_timeout_s` counts as gone.
+    `client_timeout_s` counts as gone. A provider that goes on after it has used up the hold is cut off.
     """
     options = x.body.get("stream_options") or {}
     tally = StreamTally(hide_usage=options.get("include_usage") is not True)
@@ -38,7 +66,12 @@ async def relay_stream(x: Exchange, client: Departure, response: ProviderRespons
     client.watch()
     try:
         await start_stream(x.send, x.common_headers())
-        await _pump(response, tally, out)
+        await _pump(response, tally, out, meter)
+    except _HoldUsedUp:
+        await out.write(stream_error(_RAN_ON, x.request_id), last=True)
+        return replace(
+            _outcome(tally, _RAN_ON, out.ttft_us, gone=client.gone), counted_nanos=meter.counted_nanos(tally)
+        )
     except (UpstreamError, SseTooLarge) as error:
         failure = _broken(str(error))
     except TimeoutError:
@@ -71,7 +104,7 @@ class _Outlet:
             self.client.leave()
 
 
-async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) -> None:
+async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet, meter: Meter) -> None:
     splitter = SseSplitter()
     async with out.client.patience():
         async for chunk in response.chunks:
@@ -79,6 +112,8 @@ async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet) ->
             if tally.visible:
                 out.mark_first()
             await out.write(data)
+            if meter.reached(tally) and tally.finish_reason is None:
+                raise _HoldUsedUp
     await out.write(_visible(splitter.end(), tally))
 
 
@@ -97,7 +132,7 @@ def _visible(events: Iterable[SseEvent], tally: StreamTally) -> bytes:
 
 
 def _outcome(tally: StreamTally, failure: Refusal | None, ttft_us: int | None, *, gone: bool) -> Answered:
-    usage = usage_from_openai(tally.usage)
+    usage = usage_from_openai(tally.usage, service_tier=tally.service_tier)
     base = Answered(usage=usage, answer=tally.answer, finish_reason=tally.finish_reason, ttft_us=ttft_us)
     if failure is not None:
         state: Literal["failed", "abandoned"] = "abandoned" if gone else "failed"
@@ -107,6 +142,17 @@ def _outcome(tally: StreamTally, failure: Refusal | None, ttft_us: int | None, *
     if gone:
         return replace(base, state="abandoned", status=499, error="the client left before the end")
     return base
+
+
+_RAN_ON = Refusal(
+    status=502,
+    code=Code.UPSTREAM_ERROR,
+    message=(
+        "The provider wrote on beyond the output cap that it was sent, until the call had cost all that was held "
+        "for it: the stream was cut."
+    ),
+    scope="provider",
+)
 
 
 def _broken(why: str) -> Refusal:

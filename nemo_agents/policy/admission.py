@@ -14,7 +14,7 @@ from typing import Any, Literal
 from nemo_agents.errors import Code
 from nemo_agents.money import format_nanos
 from nemo_agents.policy.keys import Grant
-from nemo_agents.policy.ledger import Balance, HoldRefused, RunRefused
+from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunRefused
 from nemo_agents.policy.pricing import PROVIDER_TOOL_FIELDS
 from nemo_agents.policy.refusal import Refusal
 
@@ -24,11 +24,13 @@ __all__ = [
     "ENDPOINTS",
     "NOT_FROM_CLIENTS",
     "Endpoint",
+    "budget_name",
     "budget_refusal",
     "check_shape",
     "check_tools",
     "past_alert",
     "run_refusal",
+    "shadow_budgets",
 ]
 
 _BOOL_OR_NULL = (bool, type(None))
@@ -138,18 +140,28 @@ def _tool_not_allowed(name: object, grant: Grant, *, param: str) -> Refusal:
     )
 
 
+def budget_name(scope: BudgetScope) -> str:
+    """Return what a message calls a budget: `role's budget per day`, `fleet's budget per month Europe/Amsterdam`."""
+    return f"{scope.kind}'s budget" + (f" per {scope.name}" if scope.resets_at_us is not None else "")
+
+
 def budget_refusal(refused: HoldRefused) -> Refusal:
-    """Say why a hold did not fit, and what to do: raise, wait for the reset, or ask for less."""
-    balance, needed = refused.balance, refused.needed_nanos
+    """Say why a hold did not fit, and what to do: raise, wait for the reset, or ask for less.
+
+    Of several budgets that cannot take it, the one is named whose cure takes longest: when that one lets the call
+    through, so do the others.
+    """
+    needed = refused.needed_nanos
+    balance = _binding(refused.balances or (refused.balance,), needed) or refused.balance
     limit = balance.scope.limit_nanos or 0
-    scope, money = balance.scope.kind, format_nanos
+    name, scope, money = budget_name(balance.scope), balance.scope.kind, format_nanos
     facts = f"spent {money(balance.posted_nanos)}, held {money(balance.held_nanos)} of {money(limit)}"
     if needed > limit:
         return Refusal(
             status=402,
             code=Code.REQUEST_EXCEEDS_BUDGET,
             message=(
-                f"This request alone may cost up to {money(needed)}, more than the {scope}'s whole budget ({facts}). "
+                f"This request alone may cost up to {money(needed)}, more than the whole of the {name} ({facts}). "
                 "Lower max_tokens, shorten the prompt, or raise the budget."
             ),
             scope=scope,
@@ -160,8 +172,7 @@ def budget_refusal(refused: HoldRefused) -> Refusal:
             status=402,
             code=Code.BUDGET_HELD,
             message=(
-                f"Calls in flight hold the rest of the {scope}'s budget ({facts}; needed {money(needed)}). "
-                "Try again shortly."
+                f"Calls in flight hold the rest of the {name} ({facts}; needed {money(needed)}). Try again shortly."
             ),
             scope=scope,
             limit="budget",
@@ -171,12 +182,54 @@ def budget_refusal(refused: HoldRefused) -> Refusal:
         status=402,
         code=Code.BUDGET_EXHAUSTED,
         message=(
-            f"The {scope}'s budget does not allow this call ({facts}; it may cost up to {money(needed)}). "
+            f"The {name} does not allow this call ({facts}; it may cost up to {money(needed)}). "
             + ("Raise it, or wait for its reset." if balance.scope.resets_at_us else "Raise it to go on.")
         ),
         scope=scope,
         limit="budget",
         resets_at_us=balance.scope.resets_at_us,
+    )
+
+
+def _binding(balances: Sequence[Balance], needed: int) -> Balance | None:
+    """Return the budget that keeps a hold out for longest, the first of equals; None when all can take it."""
+    return max([b for b in balances if not b.takes(needed)], key=lambda b: _cure(b, needed), default=None)
+
+
+def _cure(balance: Balance, needed: int) -> tuple[int, float]:
+    """Rank what cures a budget that does not take a hold: calls that end, the reset, a raise, a smaller request."""
+    limit = balance.scope.guard_nanos or 0
+    if needed > limit:
+        return 3, 0
+    if balance.posted_nanos + needed <= limit:
+        return 0, 0
+    resets_at_us = balance.scope.resets_at_us
+    return (2, 0) if resets_at_us is None else (1, resets_at_us)
+
+
+def shadow_budgets(scopes: Sequence[BudgetScope], balances: Sequence[Balance]) -> list[tuple[BudgetScope, Refusal]]:
+    """Return the budgets in mode `shadow` that would have refused a hold, given the balances after it."""
+    after = {(b.scope.kind, b.scope.id, b.scope.period): b for b in balances}
+    over = []
+    for scope in scopes:
+        balance = after.get((scope.kind, scope.id, scope.period))
+        if balance is None or scope.limit_nanos is None:
+            continue
+        if balance.posted_nanos + balance.held_nanos > scope.limit_nanos:
+            over.append((scope, _would_refuse(scope, balance)))
+    return over
+
+
+def _would_refuse(scope: BudgetScope, balance: Balance) -> Refusal:
+    money, limit = format_nanos, scope.limit_nanos or 0
+    facts = f"spent {money(balance.posted_nanos)}, held {money(balance.held_nanos)} with it, of {money(limit)}"
+    return Refusal(
+        status=402,
+        code=Code.BUDGET_EXHAUSTED,
+        message=f"The {budget_name(scope)}, in shadow mode, would not have allowed this call ({facts}).",
+        scope=scope.kind,
+        limit="budget",
+        resets_at_us=scope.resets_at_us,
     )
 
 
@@ -190,15 +243,26 @@ def run_refusal(refused: RunRefused) -> Refusal:
     return Refusal(status=403, code=Code.RUN_STOPPED, message=message, scope="run", limit=limit)
 
 
-def past_alert(balances: Sequence[Balance], alert_at: Mapping[str, float | None]) -> str | None:
-    """Name the budgets that are past their alert threshold, as `role 83%, fleet 91%`; None when none is."""
+def past_alert(balances: Sequence[Balance]) -> str | None:
+    """Name the budgets that are past the first of their alert thresholds, as `role 83%, fleet 91%`; None: none is.
+
+    Where one of several budgets of a scope is meant, its period is named: `role day 83%`.
+    """
+    past = [balance.scope for balance in balances if balance.scope.alert_at and _is_past(balance)]
+    if not past:
+        return None
+    kinds = [balance.scope.kind for balance in balances if balance.scope.limit_nanos is not None]
+    used = {balance.scope: balance.posted_nanos + balance.held_nanos for balance in balances}
     warned = []
-    for balance in balances:
-        limit, threshold = balance.scope.limit_nanos, alert_at.get(balance.scope.kind)
-        used = balance.posted_nanos + balance.held_nanos
-        if limit and threshold is not None and used >= threshold * limit:
-            warned.append(f"{balance.scope.kind} {used * 100 // limit}%")
-    return ", ".join(warned) or None
+    for scope in past:
+        name = f"{scope.kind} {scope.name}" if kinds.count(scope.kind) > 1 else scope.kind
+        warned.append(f"{name} {used[scope] * 100 // (scope.limit_nanos or 1)}%")
+    return ", ".join(warned)
+
+
+def _is_past(balance: Balance) -> bool:
+    limit = balance.scope.limit_nanos
+    return bool(limit) and balance.posted_nanos + balance.held_nanos >= min(balance.scope.alert_at) * (limit or 0)
 
 
 def _bad(message: str, param: str | None) -> Refusal:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nemo_agents.errors import Code
+from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = ["Grant", "KeySecret", "compose_key", "hide_keys", "mask_key", "mint", "parse_public_id", "usable"]
@@ -40,8 +41,9 @@ class KeySecret:
 class Grant:
     """What a virtual key allows: the unit that limits and budgets of a role are counted against.
 
-    Secrets come and go by rotation; the grant, its spend and its id stay. `budget_duration` is LiteLLM's text (`1d`,
-    `7d`, `1mo`; None for a budget that never resets); `alert_at` a fraction of the budget.
+    Secrets come and go by rotation; the grant, its spend and its id stay. `shadow` names the rates (`rpm`, `tpm`,
+    `max_parallel`) that are recorded and never refuse. `loop` None looks for no loops. `request_nanos` is the price of
+    a request for models that have no other.
     """
 
     grant_id: str
@@ -52,9 +54,11 @@ class Grant:
     rpm: int | None = None
     tpm: int | None = None
     max_parallel: int | None = None
-    budget_nanos: int | None = None
-    budget_duration: str | None = None
-    alert_at: float | None = None
+    model_limits: tuple[ModelLimit, ...] = ()
+    shadow: tuple[str, ...] = ()
+    budgets: tuple[BudgetRule, ...] = ()
+    loop: LoopRule | None = LoopRule()
+    request_nanos: int | None = None
     guardrails: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-__all__ = ["Balance", "BudgetScope", "Held", "HoldRefused", "RunCaps", "RunRefused", "Settlement"]
+__all__ = ["Balance", "BudgetScope", "Held", "HoldRefused", "RunCaps", "RunRefused", "ScopeKind", "Settlement"]
 
 ScopeKind = Literal["run", "role", "fleet"]
 
@@ -25,6 +25,9 @@ class BudgetScope:
 
     `id` is `<fleet>/<run id>`, a grant id, or a fleet name; `period` a period id of `policy.periods`. `limit_nanos`
     is None where spend is recorded without a budget. `resets_at_us` is when the period ends, None when never.
+    A scope in mode `shadow` records, and never refuses: no guard looks at its limit. `alert_at` are fractions of the
+    limit at which to warn; `name` is what people call the budget (`day`, `12h`). Several scopes of one hold may have
+    one kind and id, never one period beside them.
     """
 
     kind: ScopeKind
@@ -32,6 +35,14 @@ class BudgetScope:
     period: str
     limit_nanos: int | None
     resets_at_us: int | None = None
+    mode: Literal["enforce", "shadow"] = "enforce"
+    alert_at: tuple[float, ...] = ()
+    name: str = "total"
+
+    @property
+    def guard_nanos(self) -> int | None:
+        """The limit that a hold must fit under; None where nothing guards."""
+        return self.limit_nanos if self.mode == "enforce" else None
 
 
 class Balance(Struct, frozen=True, kw_only=True):
@@ -43,10 +54,14 @@ class Balance(Struct, frozen=True, kw_only=True):
 
     @property
     def left_nanos(self) -> int | None:
-        """What another hold may take; None without a budget; never negative."""
-        if self.scope.limit_nanos is None:
-            return None
-        return max(0, self.scope.limit_nanos - self.posted_nanos - self.held_nanos)
+        """What another hold may take; None where nothing guards; never negative."""
+        guard_nanos = self.scope.guard_nanos
+        return None if guard_nanos is None else max(0, guard_nanos - self.posted_nanos - self.held_nanos)
+
+    def takes(self, nanos: int) -> bool:
+        """Say whether another hold of this much fits."""
+        guard_nanos = self.scope.guard_nanos
+        return guard_nanos is None or self.posted_nanos + self.held_nanos + nanos <= guard_nanos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from nemo_agents.errors import Code
+from nemo_agents.policy.rates import (
+    WINDOW_US,
+    Allowed,
+    Answer,
+    Never,
+    RateScope,
+    Reading,
+    Wait,
+    judge,
+    judge_parallel,
+)
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = [
+    "OWN_ENTRY_LIMIT_MAX",
     "WINDOW_US",
     "Admitted",
     "Allowed",
@@ -32,45 +43,11 @@ __all__ = [
     "SlotLease",
     "TokenCharge",
     "Wait",
-    "format_reset",
+    "scopes_of_use",
 ]
 
-WINDOW_US: Final = 60_000_000
-_OWN_ENTRY_LIMIT_MAX: Final = 1_000
-_SLOT_US: Final = WINDOW_US // 1_000
-_Reading = tuple[int, int, int]
-_PARALLEL_RETRY_MS: Final = 1_000
-"""When a call in flight ends is not known; a second is a polite guess."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateScope:
-    """One scope's rate limits as they are now; None where there is none. `name` is for messages."""
-
-    kind: Literal["role", "fleet"]
-    id: str
-    rpm: int | None = None
-    tpm: int | None = None
-    max_parallel: int | None = None
-    name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """The weight fits now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """The weight fits after this many microseconds, if nothing else is charged meanwhile."""
-
-    retry_after_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Never:
-    """The weight is larger than the limit: no waiting helps."""
-
+OWN_ENTRY_LIMIT_MAX: Final = 1_000
+"""Up to this limit every charge has an entry of its own, and a window about as many entries at most."""
 
 _ALLOWED: Final = Allowed()
 
@@ -88,14 +65,15 @@ class Entry:
 class RateWindow:
     """The last 60 seconds of one scope, of requests or tokens; the limit is an argument, and may change."""
 
-    __slots__ = ("_entries", "_now_us", "_used")
+    __slots__ = ("_entries", "_now_us", "_used", "_window_us")
 
-    def __init__(self) -> None:
+    def __init__(self, window_us: int = WINDOW_US) -> None:
+        self._window_us = window_us
         self._entries: deque[Entry] = deque()
         self._now_us = 0
         self._used = 0
 
-    def check(self, now_us: int, weight: int, limit: int | None) -> Allowed | Wait | Never:
+    def check(self, now_us: int, weight: int, limit: int | None) -> Answer:
         """Say whether `weight` more fits under `limit`; charges nothing."""
         self._advance(now_us)
         if limit is None or self._used + weight <= limit:
@@ -106,7 +84,7 @@ class RateWindow:
         for entry in self._entries:
             excess -= entry.weight
             if excess <= 0:
-                return Wait(entry.at_us + WINDOW_US - now_us)
+                return Wait(entry.at_us + self._window_us - now_us)
         raise AssertionError("the entries of a window add up to its use")
 
     def charge(self, now_us: int, weight: int, limit: int | None) -> Entry:
@@ -114,8 +92,8 @@ class RateWindow:
         self._advance(now_us)
         self._used += weight
         last = self._entries[-1] if self._entries else None
-        shared = limit is None or limit > _OWN_ENTRY_LIMIT_MAX or len(self._entries) >= _OWN_ENTRY_LIMIT_MAX
-        if last is not None and shared and self._now_us - last.since_us < _SLOT_US:
+        shared = limit is None or limit > OWN_ENTRY_LIMIT_MAX or len(self._entries) >= OWN_ENTRY_LIMIT_MAX
+        if last is not None and shared and self._now_us - last.since_us < self._window_us // OWN_ENTRY_LIMIT_MAX:
             last.at_us = self._now_us
             last.weight += weight
             return last
@@ -146,13 +124,16 @@ class RateWindow:
         self._advance(now_us)
         for entry in reversed(self._entries):
             if entry.weight:
-                return entry.at_us + WINDOW_US - now_us
+                return entry.at_us + self._window_us - now_us
         return 0
 
-    def reading(self, now_us: int, limit: int) -> _Reading:
-        """Return what fits now, the limit, and the microseconds until the window is empty."""
-        reset_us = self.reset_us(now_us)
-        return max(0, limit - self._used), limit, reset_us
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self._entries)
+
+    def log(self) -> list[int]:
+        """Return since, at and weight of every entry, oldest first, one after the other."""
+        return [part for entry in self._entries for part in (entry.since_us, entry.at_us, entry.weight)]
 
     def idle(self, now_us: int) -> bool:
         """Say whether nothing is left in the window."""
@@ -164,7 +145,7 @@ class RateWindow:
             return  # whatever ends by now has been taken out
         self._now_us = now_us
         entries = self._entries
-        while entries and entries[0].at_us + WINDOW_US <= self._now_us:
+        while entries and entries[0].at_us + self._window_us <= self._now_us:
             entry = entries.popleft()
             entry.gone = True
             self._used -= entry.weight
@@ -179,9 +160,10 @@ class _Meter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """The request is counted in every scope."""
+    """The request is counted in every scope. `shadowed` is what limits in mode shadow would have answered."""
 
     at_us: int
+    shadowed: tuple[Refusal, ...] = ()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -190,6 +172,7 @@ class TokenCharge:
 
     tokens: int
     parts: tuple[tuple[RateWindow, Entry], ...]
+    shadowed: tuple[Refusal, ...] = ()
     resolved: bool = False
 
 
@@ -198,6 +181,7 @@ class SlotLease:
     """One call in flight in every scope, until it is released; later releases do nothing."""
 
     meters: tuple[_Meter, ...]
+    shadowed: tuple[Refusal, ...] = ()
     released: bool = False
 
 
@@ -213,6 +197,10 @@ class PastUse(Protocol):
         """Return the id of the fleet scope."""
 
     @property
+    def model(self) -> str | None:
+        """Return the model as the caller named it: with the grant's id, the id of a model scope."""
+
+    @property
     def at_us(self) -> int:
         """Return when it was admitted."""
 
@@ -221,18 +209,16 @@ class PastUse(Protocol):
         """Return what it was charged."""
 
 
-_Over = tuple[RateScope, int | None, Wait | Never]
-
-
 class RateWindows:
     """The windows of every scope. A request is admitted by all of its scopes or counted in none.
 
     Windows that have been empty for a while are dropped: memory follows the scopes of the last two minutes.
     """
 
-    __slots__ = ("_meters", "_swept_us")
+    __slots__ = ("_meters", "_swept_us", "_window_us")
 
-    def __init__(self) -> None:
+    def __init__(self, window_us: int = WINDOW_US) -> None:
+        self._window_us = window_us
         self._meters: dict[tuple[str, str], _Meter] = {}
         self._swept_us = 0
 
@@ -242,33 +228,26 @@ class RateWindows:
     def admit_requests(self, now_us: int, scopes: Sequence[RateScope]) -> Admitted | Refusal:
         """Count one request. It stays counted when a later check refuses it: that slows a loop."""
         meters = self._meters_of(now_us, scopes)
-        over: list[_Over] = []
-        for scope, meter in zip(scopes, meters, strict=True):
-            answer = meter.requests.check(now_us, 1, scope.rpm)
-            if not isinstance(answer, Allowed):
-                over.append((scope, scope.rpm, answer))
-        if over:
-            return _refusal("rpm", over, weight=1)
-        for scope, meter in zip(scopes, meters, strict=True):
+        pairs = list(zip(scopes, meters, strict=True))
+        answers = [meter.requests.check(now_us, 1, scope.rpm) for scope, meter in pairs]
+        refusal, shadowed = judge("rpm", scopes, answers, weight=1)
+        if refusal is not None:
+            return refusal
+        for scope, meter in pairs:
             meter.requests.charge(now_us, 1, scope.rpm)
-        return Admitted(at_us=now_us)
+        return Admitted(at_us=now_us, shadowed=shadowed)
 
     def admit_tokens(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> TokenCharge | Refusal:
         """Charge an estimate of a call's tokens; settle or cancel the charge when the call is over."""
         weight = max(1, tokens)
         meters = self._meters_of(now_us, scopes)
-        over: list[_Over] = []
-        for scope, meter in zip(scopes, meters, strict=True):
-            answer = meter.tokens.check(now_us, weight, scope.tpm)
-            if not isinstance(answer, Allowed):
-                over.append((scope, scope.tpm, answer))
-        if over:
-            return _refusal("tpm", over, weight=weight)
-        parts = [
-            (meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm))
-            for scope, meter in zip(scopes, meters, strict=True)
-        ]
-        return TokenCharge(tokens=weight, parts=tuple(parts))
+        pairs = list(zip(scopes, meters, strict=True))
+        answers = [meter.tokens.check(now_us, weight, scope.tpm) for scope, meter in pairs]
+        refusal, shadowed = judge("tpm", scopes, answers, weight=weight)
+        if refusal is not None:
+            return refusal
+        parts = [(meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm)) for scope, meter in pairs]
+        return TokenCharge(tokens=weight, parts=tuple(parts), shadowed=shadowed)
 
     def settle_tokens(self, charge: TokenCharge, actual: int) -> None:
         """Replace the estimate by the actual use, at the time of the charge; beyond the limit is a debt."""
@@ -286,12 +265,12 @@ class RateWindows:
     def acquire(self, now_us: int, scopes: Sequence[RateScope]) -> SlotLease | Refusal:
         """Count one more call in flight in every scope, or in none; release the lease when it is over."""
         meters = self._meters_of(now_us, scopes)
-        for scope, meter in zip(scopes, meters, strict=True):
-            if scope.max_parallel is not None and meter.in_flight >= scope.max_parallel:
-                return _parallel_refusal(scope, scope.max_parallel)
+        refusal, shadowed = judge_parallel(scopes, [meter.in_flight for meter in meters])
+        if refusal is not None:
+            return refusal
         for meter in meters:
             meter.in_flight += 1
-        return SlotLease(meters=meters)
+        return SlotLease(meters=meters, shadowed=shadowed)
 
     def release(self, lease: SlotLease) -> None:
         """End a call in flight."""
@@ -305,34 +284,44 @@ class RateWindows:
         meter = self._meters.get((kind, scope_id))
         return (0, 0) if meter is None else (meter.requests.used(now_us), meter.tokens.used(now_us))
 
-    def headers(self, now_us: int, scopes: Sequence[RateScope]) -> dict[str, str]:
-        """Return OpenAI's six rate headers for the scope with least left; none for what has no limit."""
-        requests: list[_Reading] = []
-        tokens: list[_Reading] = []
+    def readings(self, now_us: int, scopes: Sequence[RateScope]) -> tuple[Reading, ...]:
+        """Return where every limit of requests and tokens stands."""
+        readings: list[Reading] = []
         for scope in scopes:
-            rpm, tpm = scope.rpm, scope.tpm
-            if rpm is not None or tpm is not None:
-                meter = self._meters.get((scope.kind, scope.id)) or _unused()
-                if rpm is not None:
-                    requests.append(meter.requests.reading(now_us, rpm))
-                if tpm is not None:
-                    tokens.append(meter.tokens.reading(now_us, tpm))
-        return {**_triplet("requests", requests), **_triplet("tokens", tokens)}
+            meter = self._meters.get((scope.kind, scope.id))
+            limits: tuple[tuple[Literal["requests", "tokens"], str, int | None], ...]
+            limits = (("requests", "rpm", scope.rpm), ("tokens", "tpm", scope.tpm))
+            for what, name, limit in limits:
+                if limit is None:
+                    continue
+                used = reset_us = 0
+                if meter is not None:
+                    window = meter.requests if what == "requests" else meter.tokens
+                    used, reset_us = window.used(now_us), window.reset_us(now_us)
+                readings.append(
+                    Reading(
+                        what=what,
+                        limit=limit,
+                        remaining=max(0, limit - used),
+                        reset_us=reset_us,
+                        shadow=name in scope.shadow,
+                    )
+                )
+        return tuple(readings)
 
     def restore(self, now_us: int, uses: Iterable[PastUse]) -> None:
         """Charge the use of the last minute after a restart, oldest first, so that no limit starts anew."""
         for use in uses:
-            if use.at_us + WINDOW_US <= now_us:
+            if use.at_us + self._window_us <= now_us:
                 continue
             at_us = min(use.at_us, now_us)
-            keys = [("role", use.grant_id)] + ([("fleet", use.fleet)] if use.fleet is not None else [])
-            for key in keys:
+            for key in scopes_of_use(use):
                 meter = self._meter(key)
                 meter.requests.charge(at_us, 1, None)
                 meter.tokens.charge(at_us, use.tokens, None)
 
     def _meters_of(self, now_us: int, scopes: Sequence[RateScope]) -> tuple[_Meter, ...]:
-        if now_us - self._swept_us >= WINDOW_US:
+        if now_us - self._swept_us >= self._window_us:
             self._swept_us = now_us
             self._meters = {key: meter for key, meter in self._meters.items() if not _idle(meter, now_us)}
         return tuple([self._meter((scope.kind, scope.id)) for scope in scopes])
@@ -340,7 +329,7 @@ class RateWindows:
     def _meter(self, key: tuple[str, str]) -> _Meter:
         meter = self._meters.get(key)
         if meter is None:
-            meter = self._meters[key] = _unused()
+            meter = self._meters[key] = _Meter(requests=RateWindow(self._window_us), tokens=RateWindow(self._window_us))
         return meter
 
 
@@ -348,84 +337,11 @@ def _idle(meter: _Meter, now_us: int) -> bool:
     return meter.in_flight == 0 and meter.requests.idle(now_us) and meter.tokens.idle(now_us)
 
 
-def _unused() -> _Meter:
-    return _Meter(requests=RateWindow(), tokens=RateWindow())
-
-
-def _triplet(what: Literal["requests", "tokens"], readings: Sequence[_Reading]) -> dict[str, str]:
-    if not readings:
-        return {}
-    remaining, limit, reset_us = min(readings)
-    return {
-        f"x-ratelimit-limit-{what}": str(limit),
-        f"x-ratelimit-remaining-{what}": str(remaining),
-        f"x-ratelimit-reset-{what}": format_reset(reset_us),
-    }
-
-
-def _refusal(
-    limit: Literal["rpm", "tpm"],
-    over: Sequence[_Over],
-    *,
-    weight: int,
-) -> Refusal:
-    """Return the refusal of the scope that takes longest: waiting that long is enough for all of them."""
-    slowest: tuple[int, RateScope, int] | None = None
-    for scope, value, answer in over:
-        if isinstance(answer, Never):
-            return _refusal_for_good(limit, scope, value or 0, weight)
-        if slowest is None or answer.retry_after_us > slowest[0]:
-            slowest = (answer.retry_after_us, scope, value or 0)
-    assert slowest is not None
-    retry_after_us, scope, value = slowest
-    retry_after_ms = max(1, -(-retry_after_us // 1000))
-    unit = "requests" if limit == "rpm" else "tokens"
-    need = "" if limit == "rpm" else f", and this request needs about {weight:,}"
-    return Refusal(
-        status=429,
-        code=Code.RATE_LIMIT_EXCEEDED,
-        message=(
-            f"The {_who(scope)} has used its limit of {value:,} {unit} per minute ({limit}){need}. "
-            f"Retry in {retry_after_ms / 1000:g} s."
-        ),
-        scope=scope.kind,
-        limit=limit,
-        retry_after_ms=retry_after_ms,
-    )
-
-
-def _refusal_for_good(limit: Literal["rpm", "tpm"], scope: RateScope, value: int, weight: int) -> Refusal:
-    if limit == "rpm":
-        message = f"The {_who(scope)} has a limit of {value} requests per minute (rpm): raise it to let any pass."
-    else:
-        message = (
-            f"This request needs about {weight:,} tokens, and the {_who(scope)} has a limit of {value:,} "
-            f"tokens per minute (tpm): waiting does not help. Shorten the request, lower its max_tokens, or raise "
-            f"the limit."
-        )
-    return Refusal(status=429, code=Code.RATE_LIMIT_EXCEEDED, message=message, scope=scope.kind, limit=limit)
-
-
-def _parallel_refusal(scope: RateScope, most: int) -> Refusal:
-    never = most < 1
-    remedy = "Raise it to let any pass." if never else "Retry when one of them has ended."
-    return Refusal(
-        status=429,
-        code=Code.RATE_LIMIT_EXCEEDED,
-        message=f"The {_who(scope)} has its limit of {most} calls in flight (max_parallel). {remedy}",
-        scope=scope.kind,
-        limit="max_parallel",
-        retry_after_ms=None if never else _PARALLEL_RETRY_MS,
-    )
-
-
-def _who(scope: RateScope) -> str:
-    return f"{scope.kind} {scope.name}" if scope.name else scope.kind
-
-
-def format_reset(reset_us: int) -> str:
-    """Write a time as OpenAI's `x-ratelimit-reset-*` do: `120ms`, `1s`, `6m0s`; rounded up."""
-    if 0 < reset_us < 1_000_000:
-        return f"{-(-reset_us // 1000)}ms"
-    minutes, seconds = divmod(-(-reset_us // 1_000_000), 60)
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+def scopes_of_use(use: PastUse) -> list[tuple[str, str]]:
+    """Return kind and id of every scope that a past request counted against."""
+    scopes = [("role", use.grant_id)]
+    if use.fleet is not None:
+        scopes.append(("fleet", use.fleet))
+    if use.model is not None:
+        scopes.append(("model", f"{use.grant_id}/{use.model}"))
+    return scopes

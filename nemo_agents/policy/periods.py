@@ -7,25 +7,15 @@ offset; other durations are counted from the epoch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from types import MappingProxyType
 from typing import Final
+
+from nemo_agents.durations import DURATION_OF, period_name, span_seconds
 
 __all__ = ["DURATION_OF", "Period", "period_at", "period_name", "span_seconds"]
 
-DURATION_OF: Final = MappingProxyType({"day": "1d", "week": "7d", "month": "1mo", "total": None})
-"""The duration text (LiteLLM's `budget_duration`) of each period name of a declaration."""
-
-_NAME_OF: Final = {duration: name for name, duration in DURATION_OF.items()} | {
-    "24h": "day",
-    "168h": "week",
-    "30d": "month",
-}
-_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -64,24 +54,8 @@ def period_at(duration: str | None, now_us: int, *, tz: tzinfo = UTC) -> Period:
     return Period(id=name_id(starts), starts_us=starts_us, resets_us=resets_us)
 
 
-def period_name(duration: str | None) -> str:
-    """Return `day`, `week`, `month`, `total`, or another duration as it is. Raises ValueError for others."""
-    name = _NAME_OF.get(duration)
-    if name is not None:
-        return name
-    if not isinstance(duration, str) or duration.endswith("w") or span_seconds(duration) is None:
-        raise ValueError(f"not a budget duration: {duration!r}. Use 1d, 7d, 1mo, or a number followed by s, m, h or d.")
-    return duration
-
-
-def span_seconds(text: str) -> int | None:
-    """Return the seconds of a time span such as `90s`, `30m`, `24h`, `7d` or `2w`; None for any other text."""
-    match = _SPAN.fullmatch(text)
-    return None if match is None else int(match[1]) * _SECONDS[match[2]]
-
-
 def _aligned(duration: str, now_us: int) -> Period:
-    length_us = int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000_000
+    length_us = (span_seconds(duration) or 0) * 1_000_000
     starts_us = now_us - now_us % length_us
     at = (_EPOCH + starts_us * _MICROSECOND).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Period(id=f"{duration}@{at}", starts_us=starts_us, resets_us=starts_us + length_us)

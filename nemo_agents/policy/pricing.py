@@ -1,157 +1,114 @@
 """What a call costs, and what it can cost at most.
 
 Prices are integer nanos (1e-9 dollar) per million tokens, so that every published price is exact. A hold is
-an upper bound: no usage within its token bounds costs more. Amounts are rounded up, once, at the end.
+an upper bound: no usage within its bounds costs more. Amounts are rounded up, once, at the end.
 
-The bound on input tokens is the number of bytes: tokenizers that work on bytes or fall back to them (every
-current provider's) never make more tokens than UTF-8 bytes. A bound on characters would be wrong, a character
-can be four.
-
-`prompt`, `best_of` and the `input` of responses belong to endpoints that the gateway does not serve yet; they are
-bounded here all the same, so that no endpoint is added without them.
+What bounds a request's tokens is in `requestsize`, what it brings along beside text in `content`; both are offered
+here as well, because nobody prices a call without them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-
+from nemo_agents.policy.content import PROVIDER_TOOL_FIELDS, TEXT_ONLY, Content, content_boundable, content_of
+from nemo_agents.policy.requestsize import (
+    OUTPUT_TOKENS_MAX,
+    ParamError,
+    answers_asked,
+    bytes_read,
+    input_tokens_bound,
+    input_tokens_estimate,
+    output_cap,
+    output_tokens_max,
+)
 from nemo_agents.policy.usage import Usage
 
 __all__ = [
+    "IMAGE_TOKENS_MAX",
     "OUTPUT_TOKENS_MAX",
     "PROVIDER_TOOL_FIELDS",
+    "TEXT_ONLY",
+    "UNKNOWN_TIER_FACTOR",
+    "Content",
     "ParamError",
     "Price",
     "PriceTier",
     "Rates",
+    "ServiceTier",
+    "TieredRates",
     "answers_asked",
     "bytes_read",
+    "clamp_output_tokens",
     "content_boundable",
+    "content_of",
     "cost_nanos",
+    "fixed_price",
     "input_tokens_bound",
     "input_tokens_estimate",
     "output_cap",
     "output_tokens_max",
+    "pinned_service_tier",
+    "unpriced_component",
     "upper_bound_nanos",
 ]
 
 _MTOK: Final = 1_000_000
-OUTPUT_TOKENS_MAX: Final = 10_000_000
-"""The largest `max_tokens` that is taken seriously."""
-_CHOICES_MAX: Final = 128
-_OUTPUT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+UNKNOWN_TIER_FACTOR: Final = 4
+"""How much dearer a service tier without a published price may be: the dearest one published is 3.6 times as dear."""
+IMAGE_TOKENS_MAX: Final = 48_169
+"""The most tokens that an image becomes where no nearer rule is known: eight tiles of gpt-4o-mini's 5,667 tokens
+and its base of 2,833 (OpenAI, "Images and vision", calculating costs), dearer than every other published rule."""
 
-_FRAMING_PER_MESSAGE: Final = 16
-_HIDDEN_PREAMBLE: Final = 600
-"""Providers wrap tool declarations and schemas into words of their own: this many tokens at most."""
-
-# Fields of a request that steer the call and are not shown to the model. A field that is not listed counts as
-# read.
-_NOT_READ: Final = frozenset(
-    {
-        "model",
-        "metadata",
-        "user",
-        "stream",
-        "stream_options",
-        "temperature",
-        "top_p",
-        "top_k",
-        "n",
-        "best_of",
-        "seed",
-        "stop",
-        "store",
-        "logprobs",
-        "top_logprobs",
-        "logit_bias",
-        "presence_penalty",
-        "frequency_penalty",
-        "max_tokens",
-        "max_completion_tokens",
-        "max_output_tokens",
-        "service_tier",
-        "parallel_tool_calls",
-        "reasoning_effort",
-        "encoding_format",
-        "dimensions",
-        "prompt_cache_key",
-        "safety_identifier",
-        "nemo_guardrail_ids",
-    }
-)
-
-_TEXT_PARTS: Final = frozenset(
-    {
-        "text",
-        "input_text",
-        "output_text",
-        "refusal",
-        "thinking",
-        "tool_use",
-        "tool_result",
-        "summary_text",
-        "reasoning_text",
-    }
-)
-_TEXT_ITEMS: Final = frozenset(
-    {
-        "message",
-        "function_call",
-        "function_call_output",
-        "custom_tool_call",
-        "custom_tool_call_output",
-        "reasoning",
-    }
-)
-_NESTING_MAX: Final = 4
-"""A tool's result inside a message is the deepest content that any wire format has."""
-_CLIENT_TOOLS: Final = frozenset({"function", "custom"})
-_PLAIN_TIERS: Final = frozenset({"auto", "default", "flex", "standard", "standard_only"})
-
-PROVIDER_TOOL_FIELDS: Final = (
-    "container",
-    "extra_body",  # some providers read further fields from it, tools among them
-    "mcp_servers",
-    "plugins",
-    "search_parameters",
-    "web_search_options",
-)
-"""Fields beside `tools` that give a model a tool of its provider's: web search, a shell, other servers.
-
-Being there is enough: an empty `web_search_options` switches web search on. Only `null` is as good as absent.
-"""
-# Fields that make a provider read, run, search or bill something the request does not contain.
-_BEYOND_TEXT: Final = (
-    "audio",
-    "cached_content",
-    "conversation",
-    "models",
-    "prediction",
-    "previous_response_id",
-    "speed",
-    *PROVIDER_TOOL_FIELDS,
-)
-_BEYOND_TEXT_NAMES: Final = frozenset(_BEYOND_TEXT)
+_STANDARD_TIERS: Final = frozenset({"default", "standard", "standard_only"})
+_NO_DEARER_TIERS: Final = frozenset({"batch", "flex", "on_demand", "scale"})
+_PINNED_TIER: Final = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Nanos per million tokens; where a provider has no price for cached or written input, that of input."""
+    """Nanos per million tokens; where a provider has no price for cached or written input, that of input.
+
+    A rate that is None has no price of its own: what it stands for is billed as the whole that it is part of, an image
+    or sound as input, reasoning and speech as output. Only a cache of an hour is then billed at twice the input, as
+    Anthropic does, and cached sound or images get no discount.
+    """
 
     input: int
     cached_input: int
     cache_write: int
     output: int
+    cache_write_1h: int | None = None
+    reasoning: int | None = None
+    audio_input: int | None = None
+    cached_audio: int | None = None
+    audio_output: int | None = None
+    image_input: int | None = None
+    cached_image: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.input, self.cached_input, self.cache_write, self.output) < 0:
+        if min(self._all()) < 0:
             raise ValueError(f"a price is at least 0: {self}")
+
+    def _all(self) -> list[int]:
+        optional = (
+            self.cache_write_1h,
+            self.reasoning,
+            self.audio_input,
+            self.cached_audio,
+            self.audio_output,
+            self.image_input,
+            self.cached_image,
+        )
+        plain = (self.input, self.cached_input, self.cache_write, self.output)
+        return [*plain, *(rate for rate in optional if rate is not None)]
+
+    @property
+    def hour_write(self) -> int:
+        """The rate of input that is cached for an hour."""
+        return max(self.cache_write, 2 * self.input) if self.cache_write_1h is None else self.cache_write_1h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,21 +119,13 @@ class PriceTier(Rates):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price(Rates):
-    """The price of one model: its rates, dearer tiers for long input, and nanos per request beside tokens.
+class TieredRates(Rates):
+    """Rates, with dearer tiers for long input."""
 
-    `version` says where the numbers are from; a ledger entry keeps it, so that a later table changes no past
-    amount.
-    """
-
-    version: str
-    request_nanos: int = 0
     tiers: tuple[PriceTier, ...] = ()
 
     def __post_init__(self) -> None:
         Rates.__post_init__(self)  # super() does not reach through a slotted dataclass
-        if self.request_nanos < 0:
-            raise ValueError(f"a price is at least 0: {self}")
         if [tier.above for tier in self.tiers] != sorted({tier.above for tier in self.tiers}):
             raise ValueError("price tiers are in ascending order, and no two begin at the same size")
 
@@ -188,230 +137,220 @@ class Price(Rates):
                 rates = tier
         return rates
 
-
-class ParamError(ValueError):
-    """A parameter of a request that cannot be meant; `param` is its name."""
-
-    def __init__(self, message: str, *, param: str) -> None:
-        self.param = param
-        super().__init__(message)
+    def within_reach(self, input_tokens_max: int) -> Sequence[Rates]:
+        """Return every set of rates that a call of at most this much input can be billed at."""
+        return [self, *(tier for tier in self.tiers if tier.above < input_tokens_max)]
 
 
-def upper_bound_nanos(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
-    """Return what a call costs at most: the dearest way to bill each token, over every tier it can reach."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTier(TieredRates):
+    """The rates of one service tier (`flex`, `priority`, `batch`, …); `name` as the provider's wire has it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price(TieredRates):
+    """The price of one model: its rates, dearer tiers for long input, and what is billed beside tokens.
+
+    `version` says where the numbers are from; a ledger entry keeps it, so that a later table changes no past
+    amount. `request_nanos` is the fee of a request, `image_nanos` that of each image in it. `image_tokens_max` and
+    `image_tokens_low` are the most tokens that one image becomes, at any detail and at low detail.
+    """
+
+    version: str
+    request_nanos: int = 0
+    image_nanos: int = 0
+    image_tokens_max: int = IMAGE_TOKENS_MAX
+    image_tokens_low: int = IMAGE_TOKENS_MAX
+    service_tiers: tuple[ServiceTier, ...] = ()
+
+    def __post_init__(self) -> None:
+        TieredRates.__post_init__(self)
+        if min(self.request_nanos, self.image_nanos) < 0:
+            raise ValueError(f"a price is at least 0: {self}")
+        if not 0 <= self.image_tokens_low <= self.image_tokens_max:
+            raise ValueError("an image of low detail is at most as many tokens as any image")
+        if len({tier.name for tier in self.service_tiers}) != len(self.service_tiers):
+            raise ValueError("each service tier has one price")
+
+    def image_tokens(self, content: Content) -> int:
+        """Return how many tokens the images of a request are at most."""
+        high = content.images - content.images_low
+        return high * self.image_tokens_max + content.images_low * self.image_tokens_low
+
+
+def fixed_price(request_nanos: int) -> Price:
+    """Return the price that a role declares per request, for a model that has none of its own."""
+    return Price(input=0, cached_input=0, cache_write=0, output=0, request_nanos=request_nanos, version="role")
+
+
+def upper_bound_nanos(price: Price, input_tokens_max: int, output_tokens_max: int, content: Content = TEXT_ONLY) -> int:
+    """Return what a call costs at most: the dearest way to bill each token, over every tier it can reach.
+
+    `input_tokens_max` bounds the text alone; images and sound come on top, as `content` has them.
+    """
     if input_tokens_max < 0 or output_tokens_max < 0:
         raise ValueError("token bounds are at least 0")
-    input_rate, output_rate = max(price.input, price.cached_input, price.cache_write), price.output
-    for tier in price.tiers:
-        if tier.above < input_tokens_max:
-            input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
-            output_rate = max(output_rate, tier.output)
-    return price.request_nanos + _per_mtok(input_rate * input_tokens_max + output_rate * output_tokens_max)
+    dearest = 0
+    options, factor = _billed_as(price, content.service_tier)
+    images = price.image_tokens(content)
+    total = input_tokens_max + images + content.audio_tokens
+    for rates in [rates for option in options for rates in option.within_reach(total)]:
+        text = max(rates.input, rates.cached_input, rates.cache_write)
+        if content.long_cache:
+            text = max(text, rates.hour_write)
+        image = max(text, rates.image_input or 0, rates.cached_image or 0)
+        sound = max(text, rates.audio_input or 0, rates.cached_audio or 0)
+        output = max(rates.output, rates.reasoning or 0, (rates.audio_output or 0) if content.audio_output else 0)
+        product = text * input_tokens_max + image * images + sound * content.audio_tokens + output * output_tokens_max
+        dearest = max(dearest, product)
+    return _beside_tokens(price, content) + _per_mtok(dearest * factor)
 
 
-def cost_nanos(price: Price, usage: Usage) -> int:
-    """Return what a call cost, exactly, rounded up to a whole nano."""
-    rates = price.rates_for(usage.input_tokens)
-    plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
-    return price.request_nanos + _per_mtok(
-        rates.input * plain
-        + rates.cached_input * usage.cached_tokens
-        + rates.cache_write * usage.cache_write_tokens
-        + rates.output * usage.output_tokens
+def cost_nanos(price: Price, usage: Usage, content: Content = TEXT_ONLY) -> int:
+    """Return what a call cost, exactly, rounded up to a whole nano.
+
+    `usage` says how its tokens are split and in which service tier the call was served; where it does not say the
+    tier, the dearest counts that `content` asked for.
+    """
+    options, factor = _billed_as(price, usage.service_tier or content.service_tier, served=usage.service_tier)
+    product = max(_product(option.rates_for(usage.input_tokens), usage) for option in options)
+    return _beside_tokens(price, content) + _per_mtok(product * factor)
+
+
+def clamp_output_tokens(
+    price: Price,
+    input_tokens_max: int,
+    wanted: int,
+    free_nanos: int,
+    *,
+    content: Content = TEXT_ONLY,
+    answers: int = 1,
+) -> int | None:
+    """Return the largest output cap up to `wanted` whose bound fits `free_nanos`; None when not one token fits.
+
+    `answers` is how many answers the request asks for: each may be as long as the cap.
+    """
+
+    def fits(cap: int) -> bool:
+        return upper_bound_nanos(price, input_tokens_max, cap * answers, content) <= free_nanos
+
+    if wanted < 1 or not fits(1):
+        return None
+    if fits(wanted):
+        return wanted
+    low, high = 1, wanted  # the bound never falls as the cap grows: low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def pinned_service_tier(price: Price, content: Content) -> str | None:
+    """Return the service tier to write into a request that names none, None for no need.
+
+    At OpenAI the tier of such a request is the account's choice, which may be a dearer one than the standard rates that
+    the hold was made with.
+    """
+    if content.service_tier is not None:
+        return None
+    return _PINNED_TIER if any(tier.name == _PINNED_TIER for tier in price.service_tiers) else None
+
+
+def unpriced_component(price: Price, content: Content) -> str | None:
+    """Name what the request wants and the price does not say; None when the price covers it all."""
+    if content.audio_output and price.audio_output is None and price.output > 0:
+        return "audio_output"
+    return None
+
+
+def _beside_tokens(price: Price, content: Content) -> int:
+    return price.request_nanos + price.image_nanos * content.images
+
+
+def _billed_as(price: Price, tier: str | None, *, served: str | None = None) -> tuple[Sequence[TieredRates], int]:
+    """Return the rates that this service tier can be billed at, and how much dearer than them it may be.
+
+    What was asked for may be served as less: the standard rates always count with it, also those that a table has under
+    a name. What was served (`served`) and has a price is billed at just that.
+    """
+    listed = [one for one in price.service_tiers if one.name == tier]
+    if listed and served == tier:
+        return listed, 1
+    standard = [price, *(one for one in price.service_tiers if one.name in _STANDARD_TIERS)]
+    if listed:
+        return [*standard, *listed], 1
+    if tier is None or tier in _STANDARD_TIERS or tier in _NO_DEARER_TIERS:
+        return standard, 1
+    if price.service_tiers:
+        return [price, *price.service_tiers], _factor_beyond(price)
+    return [price], UNKNOWN_TIER_FACTOR
+
+
+def _factor_beyond(price: Price) -> int:
+    """A table that lists only tiers which are no dearer than the standard says nothing about the dear ones."""
+    cheap = _STANDARD_TIERS | _NO_DEARER_TIERS
+    return UNKNOWN_TIER_FACTOR if all(tier.name in cheap for tier in price.service_tiers) else 1
+
+
+def _product(rates: Rates, usage: Usage) -> int:
+    """Return the tokens of each kind times their rates: a million times the cost."""
+    parts = _InputParts(usage)
+    sound = parts.take(usage.audio_input_tokens, rates, rates.audio_input, rates.cached_audio)
+    image = parts.take(usage.image_input_tokens, rates, rates.image_input, rates.cached_image)
+    spoken = usage.audio_output_tokens
+    written = usage.output_tokens - usage.reasoning_tokens - spoken
+    return (
+        sound
+        + image
+        + rates.input * parts.plain
+        + rates.cached_input * parts.cached
+        + rates.cache_write * parts.written
+        + rates.hour_write * parts.written_1h
+        + rates.output * written
+        + (rates.output if rates.reasoning is None else rates.reasoning) * usage.reasoning_tokens
+        + (rates.output if rates.audio_output is None else rates.audio_output) * spoken
     )
+
+
+class _InputParts:
+    """The input by how it was billed.
+
+    No provider says whether cached tokens were text or sound: sound and images are taken to be new as far as they can
+    be, which is the dearer reading wherever a cache gives a discount.
+    """
+
+    __slots__ = ("cached", "plain", "written", "written_1h")
+
+    def __init__(self, usage: Usage) -> None:
+        self.plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
+        self.cached = usage.cached_tokens
+        self.written = usage.cache_write_tokens - usage.cache_write_1h_tokens
+        self.written_1h = usage.cache_write_1h_tokens
+
+    def take(self, count: int, rates: Rates, new: int | None, cached: int | None) -> int:
+        """Take tokens of another kind than text out of the input and return their product with their rates."""
+        if not count:
+            return 0
+        as_new = rates.input if new is None else new
+        if cached is None:
+            cached = rates.cached_input if new is None else as_new
+        fresh = min(count, self.plain)
+        reused = min(count - fresh, self.cached)
+        stored = min(count - fresh - reused, self.written)
+        stored_1h = count - fresh - reused - stored
+        self.plain -= fresh
+        self.cached -= reused
+        self.written -= stored
+        self.written_1h -= stored_1h
+        return (
+            as_new * fresh
+            + cached * reused
+            + max(as_new, rates.cache_write) * stored
+            + max(as_new, rates.hour_write) * stored_1h
+        )
 
 
 def _per_mtok(product: int) -> int:
     return -(-product // _MTOK)
-
-
-def bytes_read(body: Mapping[str, Any]) -> int:
-    """Return how many bytes of the request a model may get to read, as JSON."""
-    size = 0
-    for name, value in body.items():
-        if value is not None and name not in _NOT_READ:
-            size += _json_size(value)
-    return size
-
-
-def input_tokens_bound(body: Mapping[str, Any], size: int | None = None) -> int:
-    """Return more tokens than the request's text can be for any model; `size` is its `bytes_read`, where known.
-
-    It holds for text only: ask `content_boundable` first whether the request brings in anything else.
-    """
-    read = bytes_read(body) if size is None else size
-    return read + _FRAMING_PER_MESSAGE * _message_count(body) + _preamble(body)
-
-
-def input_tokens_estimate(body: Mapping[str, Any], size: int | None = None) -> int:
-    """Return about how many tokens the text is, at least 1: four bytes each; for rates, not for money."""
-    return max(1, -(-(bytes_read(body) if size is None else size) // 4))
-
-
-def _json_size(value: Any) -> int:
-    try:
-        return len(msgspec.json.encode(value))
-    except UnicodeEncodeError:  # lone surrogates have no UTF-8; escaped they are longer, never shorter
-        return len(json.dumps(value))
-
-
-def _message_count(body: Mapping[str, Any]) -> int:
-    count = 1
-    for name in ("messages", "input", "prompt"):
-        items = body.get(name)
-        if items is not None and not isinstance(items, str) and isinstance(items, (list, Sequence)):
-            count += len(items)
-    return count
-
-
-def _preamble(body: Mapping[str, Any]) -> int:
-    get = body.get
-    wrapped = get("tools") or get("functions") or get("response_format") or get("text")
-    return _HIDDEN_PREAMBLE if wrapped else 0
-
-
-def output_cap(body: Mapping[str, Any], default: int) -> int:
-    """Return how many tokens one answer may have: what the client set, else `default`.
-
-    The same number must be written into the upstream request. Raises ParamError for anything but a whole
-    number from 1 to `OUTPUT_TOKENS_MAX`, and when two fields disagree. `null` is as good as absent.
-    """
-    chosen: int | None = None
-    for name in _OUTPUT_FIELDS:
-        if body.get(name) is None:
-            continue
-        value = _whole(body[name], name, most=OUTPUT_TOKENS_MAX)
-        if chosen is not None and value != chosen:
-            raise ParamError(f"{name} ({value}) contradicts another limit on the answer ({chosen}).", param=name)
-        chosen = value
-    return default if chosen is None else chosen
-
-
-def answers_asked(body: Mapping[str, Any]) -> int:
-    """Return how many answers the request asks for: `n` or `best_of` of each prompt. Raises ParamError."""
-    choices = 1
-    for name in ("n", "best_of"):
-        if body.get(name) is not None:
-            choices = max(choices, _whole(body[name], name, most=_CHOICES_MAX))
-    return choices * _prompt_count(body.get("prompt"))
-
-
-def output_tokens_max(body: Mapping[str, Any], default: int) -> int:
-    """Return the most output tokens the request can bring about, over all its answers. Raises ParamError."""
-    return output_cap(body, default) * answers_asked(body)
-
-
-def _prompt_count(prompt: Any) -> int:
-    """Count the prompts of `/v1/completions`: a list of texts or of token lists is many, of tokens one."""
-    if not isinstance(prompt, list) or all(isinstance(item, int) for item in prompt):
-        return 1
-    return len(prompt)
-
-
-def _whole(value: Any, name: str, *, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ParamError(f"{name} must be a whole number from 1 to {most}.", param=name)
-    return value
-
-
-def content_boundable(body: Mapping[str, Any]) -> str | None:
-    """Return None when bytes and `max_tokens` bound the request's cost; else name what they do not bound.
-
-    The name is a path into the request, fit for `error.param`: `messages[2].content[0].image_url`,
-    `tools[1]`. Images, audio and files cost what the provider decides, wherever they are; provider-side tools
-    fetch text of their own; a priority tier and an hour-long cache are billed at other prices.
-    """
-    if not _BEYOND_TEXT_NAMES.isdisjoint(body):
-        for name in _BEYOND_TEXT:
-            if body.get(name) is not None:  # also an empty object: to some providers it is a switch
-                return name
-    tier = body.get("service_tier")
-    if tier is not None and not _is_one_of(tier, _PLAIN_TIERS):
-        return "service_tier"
-    modalities = body.get("modalities")
-    if modalities is not None and modalities != ["text"]:
-        return "modalities"
-    if isinstance(body.get("prompt"), (dict, Mapping)):  # a prompt that is stored at the provider
-        return "prompt"
-    return _tools(body) or _messages(body) or _items(body) or _parts(body.get("system"), "system")
-
-
-def _tools(body: Mapping[str, Any]) -> str | None:
-    for where, tool in _objects(body.get("tools"), "tools"):
-        if not _is_one_of(tool.get("type", "function"), _CLIENT_TOOLS):
-            return where
-        if _long_cache(tool):
-            return f"{where}.cache_control"
-    return None
-
-
-def _messages(body: Mapping[str, Any]) -> str | None:
-    messages = body.get("messages")
-    if isinstance(messages, list) and all(_plain(message) for message in messages):
-        return None
-    for where, message in _objects(messages, "messages"):
-        if message.get("audio") is not None:  # an earlier spoken answer, by its id
-            return f"{where}.audio"
-        if _long_cache(message):
-            return f"{where}.cache_control"
-        found = _parts(message.get("content"), f"{where}.content")
-        if found:
-            return found
-    return None
-
-
-def _plain(message: Any) -> bool:
-    """Say whether a message is a text and nothing that could be more; false says nothing."""
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("content"), str)
-        and "audio" not in message
-        and "cache_control" not in message
-    )
-
-
-def _items(body: Mapping[str, Any]) -> str | None:
-    """Look through the `input` of the Responses API; texts and token lists (also of embeddings) are text."""
-    for where, item in _objects(body.get("input"), "input"):
-        if not _is_one_of(item.get("type", "message"), _TEXT_ITEMS):
-            return where
-        found = _parts(item.get("content"), f"{where}.content") or _parts(item.get("output"), f"{where}.output")
-        if found:
-            return found
-    return None
-
-
-def _parts(content: Any, where: str, *, depth: int = 0) -> str | None:
-    if depth > _NESTING_MAX:
-        return where
-    for here, part in _objects(content, where):
-        kind = part.get("type", "text")
-        if not _is_one_of(kind, _TEXT_PARTS):
-            return f"{here}.{kind}" if isinstance(kind, str) and kind.isidentifier() else here
-        if _long_cache(part):
-            return f"{here}.cache_control"
-        found = _parts(part.get("content"), f"{here}.content", depth=depth + 1)
-        if found:
-            return found
-    return None
-
-
-def _objects(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the objects in a list, or the one object that stands in its place, each with its path."""
-    if value is None or isinstance(value, str):
-        return
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            if isinstance(item, (dict, Mapping)):
-                yield f"{where}[{index}]", item
-    elif isinstance(value, (dict, Mapping)):
-        yield where, value
-
-
-def _is_one_of(kind: Any, known: frozenset[str]) -> bool:
-    return isinstance(kind, str) and kind in known
-
-
-def _long_cache(value: Mapping[str, Any]) -> bool:
-    cache = value.get("cache_control")
-    return isinstance(cache, Mapping) and cache.get("ttl", "5m") != "5m"

@@ -14,7 +14,8 @@ class Refusal:
     """A policy no.
 
     `retry_after_ms` is set exactly when waiting that long can cure it; `resets_at_us` when a spent budget starts anew
-    (microseconds since the epoch, UTC). `scope` is `run`, `key`, `role` or `fleet`; `limit` names the limit.
+    (microseconds since the epoch, UTC). `scope` is `run`, `key`, `role`, `fleet` or `model`;
+    `limit` names the limit.
     """
 
     status: int

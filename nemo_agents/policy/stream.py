@@ -13,6 +13,8 @@ __all__ = ["StreamTally", "answer_of"]
 
 _TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
 _TOOL_CALLS_MAX: Final = 512
+_TOKEN_CHARACTERS_MAX: Final = 128
+"""The longest token of the vocabularies in use (o200k and Llama 3: 128 blanks)."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class StreamTally:
         self._hide_usage = hide_usage
         self._messages: dict[int, _Message] = {}
         self.usage: object = None
+        self.service_tier: object = None
+        self.tokens_seen = 0  # at least: a piece of text is a token or more, for providers stream whole ones
         self.finish_reason: str | None = None
         self.error: str | None = None
         self.visible = False
@@ -65,7 +69,7 @@ class StreamTally:
         choices = chunk.get("choices")
         usage = chunk.get("usage")
         if usage is not None:
-            self.usage = usage
+            self.usage, self.service_tier = usage, chunk.get("service_tier")
             if not choices and self._hide_usage:
                 return False
         for choice in choices if isinstance(choices, list) else ():
@@ -86,7 +90,9 @@ class StreamTally:
                 piece = delta.get(key)
                 if isinstance(piece, str):
                     message.texts.setdefault(key, []).append(piece)
-                    self.visible = self.visible or bool(piece)
+                    if piece:
+                        self.visible = True
+                        self.tokens_seen += -(-len(piece) // _TOKEN_CHARACTERS_MAX)
             for part in delta.get("tool_calls") or ():
                 if isinstance(part, dict):
                     self._see_tool_call(message, part)
@@ -107,6 +113,7 @@ class StreamTally:
                 call.name.append(function["name"])
             if isinstance(function.get("arguments"), str):
                 call.arguments.append(function["arguments"])
+                self.tokens_seen += -(-len(function["arguments"]) // _TOKEN_CHARACTERS_MAX)
         self.visible = True
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_agents.admin import fleets, keys, models
 from nemo_agents.admin.calls import Call, Flow, ask
-from nemo_agents.admin.wire import DeploymentRow, KeyRow
+from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.errors import AdminError, ProvisionError, StalePlan
 from nemo_agents.provision.mint import Mint, mint_key
 from nemo_agents.provision.plan import Change, Plan, live_groups
@@ -23,13 +23,12 @@ from nemo_agents.provision.specs import (
     FleetSpec,
     GroupSpec,
     KeySpec,
-    live_fleet_spec,
     live_key_spec,
     merged_metadata,
 )
 from nemo_agents.provision.stored import KeyStore, StoredKey
 
-__all__ = ["DEFAULT_GRACE", "Applied", "apply", "finish_rotation", "forgiving"]
+__all__ = ["DEFAULT_GRACE", "Applied", "apply", "changed_fields", "finish_rotation", "forgiving"]
 
 DEFAULT_GRACE = "24h"
 
@@ -107,9 +106,8 @@ def _put_fleet(spec: FleetSpec, live: Snapshot) -> Flow[None]:
         fields = {**_set_fields(spec.wire()), "metadata": merged_metadata({}, spec)}
         yield from ask(fleets.new(spec.fleet, fields))
         return
-    changed = _changed(live_fleet_spec(live.team).wire(), spec.wire())
     metadata = merged_metadata(live.team.metadata, spec)
-    yield from ask(fleets.update(spec.fleet, {**changed, "metadata": metadata}))
+    yield from ask(fleets.update(spec.fleet, {**changed_fields(live.team, spec.wire()), "metadata": metadata}))
 
 
 def _put_group(spec: GroupSpec, live: Snapshot) -> Flow[None]:
@@ -160,11 +158,9 @@ def _create_key(spec: KeySpec, gateway_url: str, entry: StoredKey | None, store:
 
 
 def _bring_up_to_date(spec: KeySpec, row: KeyRow) -> Flow[None]:
-    has = live_key_spec(row, spec.role)
-    if has != spec:
-        changed = _changed(has.wire(), spec.wire())
+    if live_key_spec(row, spec.role) != spec:
         metadata = merged_metadata(row.metadata, spec)
-        yield from ask(keys.update(row.token, {**changed, "metadata": metadata}))
+        yield from ask(keys.update(row.token, {**changed_fields(row, spec.wire()), "metadata": metadata}))
 
 
 def _remove(change: Change, live: Snapshot, store: KeyStore) -> Flow[None]:
@@ -199,5 +195,10 @@ def _set_fields(wire: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in wire.items() if value is not None and value != []}
 
 
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in new.items() if old[key] != value}
+def changed_fields(row: TeamRow | KeyRow, wire: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that the row has not; an empty list or object and none at all are the same."""
+    return {key: value for key, value in wire.items() if _or_none(getattr(row, key)) != _or_none(value)}
+
+
+def _or_none(value: Any) -> Any:
+    return None if value in ([], {}) else value

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nemo_agents.errors import DeclarationError
-from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, Guardrail, ModelGroup, did_you_mean
+from nemo_agents.roles import AgentRole, FleetDeclaration, Guardrail, ModelGroup
+from nemo_agents.rules import Budget, Loop, RateLimit, did_you_mean
 
 __all__ = ["load_fleet"]
 
 _MODULE = "__nemo_fleet_file__"
 _TABLES = ("fleet", "models", "roles")
-_FLEET_KEYS = ("name", "budget", "rpm", "tpm", "guardrails")
+_FLEET_KEYS = ("name", "budget", "rpm", "tpm", "max_parallel", "shadow", "guardrails")
 _GROUP_KEYS = ("name", "models")
 _ROLE_KEYS = (
     "name",
@@ -26,12 +27,18 @@ _ROLE_KEYS = (
     "rpm",
     "tpm",
     "max_parallel",
+    "shadow",
+    "model_limits",
     "budget",
+    "loop",
+    "price_per_request",
     "guardrails",
     "tools",
     "description",
 )
-_BUDGET_KEYS = ("amount", "period", "alert_at")
+_BUDGET_KEYS = ("amount", "period", "tz", "alert_at", "mode")
+_LIMIT_KEYS = ("rpm", "tpm", "max_parallel", "mode")
+_LOOP_KEYS = ("repeats", "within_s", "mode")
 _GUARDRAIL_KEYS = ("name", "mode")
 
 
@@ -146,7 +153,11 @@ def _role(table: Mapping[str, Any], n: int) -> AgentRole:
     at = f"roles[{table.get('name', n)}]"
     _known(table, _ROLE_KEYS, f"{at}.")
     _required(table, ("name", "models"), at)
-    direct = {key: table[key] for key in ("models", "max_parallel", "tools", "description") if key in table}
+    direct = {key: table[key] for key in ("models", "tools", "price_per_request", "description") if key in table}
+    if "model_limits" in table:
+        direct["model_limits"] = _model_limits(table["model_limits"], at)
+    if "loop" in table:
+        direct["loop"] = _loop(table["loop"], at)
     return AgentRole(table["name"], **direct, **_common(table, at))
 
 
@@ -159,9 +170,15 @@ def _group(table: Mapping[str, Any], n: int) -> ModelGroup:
 
 def _common(table: Mapping[str, Any], at: str) -> dict[str, Any]:
     """Return what a fleet and a role say in the same words."""
-    found = {key: table[key] for key in ("rpm", "tpm") if key in table}
+    found = {key: table[key] for key in ("rpm", "tpm", "max_parallel", "shadow") if key in table}
     if "budget" in table:
-        found["budget"] = _budget(table["budget"], at)
+        value = table["budget"]
+        several = isinstance(value, list)
+        found["budget"] = (
+            [_budget(item, f"{at}.budget[{n}]") for n, item in enumerate(value)]
+            if several
+            else _budget(value, f"{at}.budget")
+        )
     if "guardrails" in table:
         value = table["guardrails"]
         found["guardrails"] = [_guardrail(item, at) for item in value] if isinstance(value, list) else value
@@ -171,12 +188,43 @@ def _common(table: Mapping[str, Any], at: str) -> dict[str, Any]:
 def _budget(value: Any, at: str) -> Any:
     if not isinstance(value, dict):
         return value
-    _known(value, _BUDGET_KEYS, f"{at}.budget.")
-    _required(value, ("amount",), f"{at}.budget")
-    try:
+    _known(value, _BUDGET_KEYS, f"{at}.")
+    _required(value, ("amount",), at)
+    with _at(at, "budget"):
         return Budget(**value)
+
+
+def _model_limits(value: Any, at: str) -> Any:
+    """Return the limits of each model; a table within, such as `{rpm = 10}`, is one RateLimit."""
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for model, limit in value.items():
+        field = f"{at}.model_limits[{model}]"
+        if not isinstance(limit, dict):
+            raise _problem("is not a table", limit, "Write a table: {rpm = 10}.", field=field)
+        _known(limit, _LIMIT_KEYS, f"{field}.")
+        with _at(field, ""):
+            found[model] = RateLimit(**limit)
+    return found
+
+
+def _loop(value: Any, at: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    _known(value, _LOOP_KEYS, f"{at}.loop.")
+    with _at(f"{at}.loop", "loop"):
+        return Loop(**value)
+
+
+@contextmanager
+def _at(at: str, own: str) -> Iterator[None]:
+    """Name the place of an error: `at` in the stead of what the value calls itself, `own`."""
+    try:
+        yield
     except DeclarationError as error:
-        raise _problem(error.problem, error.value, error.remedy, field=f"{at}.{error.field}") from None
+        rest = error.field.removeprefix(own) if own else f".{error.field}"
+        raise _problem(error.problem, error.value, error.remedy, field=f"{at}{rest}") from None
 
 
 def _guardrail(value: Any, at: str) -> Any:

@@ -11,7 +11,7 @@ from nemo_agents.admin.calls import Flow, ask
 from nemo_agents.admin.wire import KeyRow
 from nemo_agents.errors import AdminError, ProvisionError
 from nemo_agents.policy.periods import span_seconds
-from nemo_agents.provision.apply import DEFAULT_GRACE, finish_rotation, forgiving
+from nemo_agents.provision.apply import DEFAULT_GRACE, changed_fields, finish_rotation, forgiving
 from nemo_agents.provision.mint import Mint, mint_key
 from nemo_agents.provision.plan import Plan, plan, plan_destroy
 from nemo_agents.provision.snapshot import read_snapshot
@@ -127,7 +127,7 @@ def adopt(fleet: str, role: str, key: str) -> Flow[KeyRow]:
     has = live_key_spec(row, role)
     # Marked as it is now: what the declaration wants differently is an update then, not drift.
     spec = msgspec.structs.replace(has, fleet=fleet, alias=alias)
-    fields = {"key_alias": alias, "team_id": fleet, "metadata": merged_metadata(row.metadata, spec)}
+    fields = {**changed_fields(row, spec.wire()), "metadata": merged_metadata(row.metadata, spec)}
     yield from ask(keys.update(row.token, fields))
     return row
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
+from nemo_agents.policy.budgets import BudgetRule
 from nemo_agents.provision.snapshot import Snapshot
 from nemo_agents.provision.specs import (
     FleetSpec,
@@ -27,6 +28,7 @@ from nemo_agents.provision.specs import (
     nemo_metadata,
 )
 from nemo_agents.provision.stored import StoredKey
+from nemo_agents.provision.texts import budget_text, period_text
 from nemo_agents.roles import Exposure, FleetDeclaration
 
 __all__ = [
@@ -96,6 +98,7 @@ class Plan:
     changes: tuple[Change, ...]
     conflicts: tuple[Conflict, ...] = ()
     exposure: tuple[Exposure, ...] = ()
+    in_shadow: tuple[str, ...] = ()  # budgets that hold nothing, each with whose it is
 
     @property
     def is_empty(self) -> bool:
@@ -135,6 +138,7 @@ def plan(desired: FleetDeclaration, live: Snapshot, stored: Sequence[StoredKey])
         ),
         conflicts=tuple(item for item in decided if isinstance(item, Conflict)),
         exposure=desired.worst_case(),
+        in_shadow=desired.in_shadow(),
     )
 
 
@@ -170,7 +174,8 @@ def _fleet(spec: FleetSpec, row: TeamRow | None) -> Change:
     live = live_fleet_spec(row)
     fields = _differences(live, spec)
     if not is_managed(row.metadata):
-        note = "exists already; provisioning takes it over"
+        notes = ["exists already; provisioning takes it over", _counts_anew(live.budgets, spec.budgets)]
+        note = "; ".join(text for text in notes if text)
         return Change(action="update", kind="fleet", name=spec.name, spec=spec, fields=fields, note=note)
     action: Action = "update" if fields else "keep"
     return Change(
@@ -180,6 +185,7 @@ def _fleet(spec: FleetSpec, row: TeamRow | None) -> Change:
         spec=spec,
         fields=fields,
         drift=_drifted(live, row, fields),
+        note=_counts_anew(live.budgets, spec.budgets),
     )
 
 
@@ -205,7 +211,7 @@ def _role(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> Change | Co
     has = live_key_spec(row, spec.role)
     fields = _differences(has, spec)
     action, note = _next_step(row, entry, changed=bool(fields))
-    notes = [note, "it is blocked" if row.blocked else None]
+    notes = [note, _counts_anew(has.budgets, spec.budgets), "it is blocked" if row.blocked else None]
     return Change(
         action=action,
         kind="role",
@@ -216,6 +222,15 @@ def _role(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> Change | Co
         drift=_drifted(has, row, fields),
         note="; ".join(text for text in notes if text) or None,
     )
+
+
+def _counts_anew(had: Sequence[BudgetRule], wants: Sequence[BudgetRule]) -> str | None:
+    """Say whose count does not go on: spend is counted by period and time zone, and another one starts at nothing."""
+    known = {(period_text(rule.duration), rule.tz) for rule in had}
+    new = [rule for rule in wants if (period_text(rule.duration), rule.tz) not in known]
+    if not known or not new:
+        return None
+    return f"a new count starts for {' and '.join(budget_text(rule) for rule in new)}"
 
 
 def _create(spec: KeySpec, entry: StoredKey | None) -> Change:

@@ -10,11 +10,12 @@ from nemo_agents.errors import ProvisionError
 from nemo_agents.money import format_nanos
 from nemo_agents.provision.plan import SYMBOLS, Action, Change, Plan
 from nemo_agents.provision.specs import FleetSpec, GroupSpec, KeySpec, Spec
+from nemo_agents.provision.texts import budget_texts, loop_text, model_limit_text, rate_texts
 from nemo_agents.roles import Exposure
 
 __all__ = ["done", "line_of", "plan_from_json", "plan_to_json", "plan_to_text", "summary"]
 
-_FORMAT = 1
+_FORMAT = 2
 # What is counted, as the plan says it and as the account of it says it.
 _VERBS: tuple[tuple[Action, str, str], ...] = (
     ("create", "to create", "created"),
@@ -63,7 +64,8 @@ def summary(plan: Plan) -> str:
     if plan.conflicts:
         counts.append(f"{len(plan.conflicts)} in conflict")
     lead = f"{', '.join(counts)}." if counts else "Nothing to change."
-    return " ".join([lead, *_worst_case(plan.exposure)])
+    shadow = [f"In shadow, so no cap: {', '.join(plan.in_shadow)}."] if plan.in_shadow else []
+    return " ".join([lead, *_worst_case(plan.exposure), *shadow])
 
 
 def done(plan: Plan) -> str:
@@ -118,19 +120,36 @@ def _facts(spec: Spec) -> list[str]:
 
 
 def _limits(spec: FleetSpec | KeySpec) -> list[str]:
-    texts = spec.texts()
-    units = (("rpm", " rpm"), ("tpm", " tpm"), ("max_parallel", " at once"), ("budget", ""))
-    found = [f"{texts[field]}{unit}" for field, unit in units if texts.get(field)]
-    if spec.budget_nanos is None and isinstance(spec, KeySpec):
-        found.append("no budget of its own")
+    rates = rate_texts(spec, spec.shadow)
+    units = (("rpm", "rpm"), ("tpm", "tpm"), ("max_parallel", "at once"))
+    found = [_with_unit(text, unit) for rate, unit in units if (text := rates[rate])]
+    budgets = budget_texts(spec.budgets)["budget"]
+    if isinstance(spec, FleetSpec):
+        return [*found, *([budgets] if budgets else [])]
+    found.extend(model_limit_text(limit) for limit in spec.model_limits)
+    found.append(budgets or "no budget of its own")
+    loop = loop_text(spec.loop)
+    if loop:
+        found.append(f"loop {loop}")
+    if spec.request_nanos is not None:
+        found.append(f"{format_nanos(spec.request_nanos)}/request if unpriced")
     return found
+
+
+def _with_unit(rate: str, unit: str) -> str:
+    """Put the unit after the number: `60 rpm (shadow)`."""
+    number, space, note = rate.partition(" ")
+    return f"{number} {unit}{space}{note}"
 
 
 def _worst_case(exposure: tuple[Exposure, ...]) -> list[str]:
     lines = []
     for item in exposure:
         when = "in total" if item.period == "total" else f"per {item.period}"
-        parts = [f"{format_nanos(item.roles_nanos)} by roles"] if item.roles_nanos else []
+        parts = []
+        if item.roles_nanos:
+            others = f" other than {' and '.join(item.elsewhere)}" if item.elsewhere else ""
+            parts.append(f"{format_nanos(item.roles_nanos)} by roles{others}")
         if item.fleet_nanos is not None:
             parts.append(f"{format_nanos(item.fleet_nanos)} by fleet")
         lines.append(f"Worst case {when}: {', '.join(parts)}.")

@@ -8,17 +8,34 @@ them is comparing meaning. Wire format: LiteLLM's `/team`, `/model` and `/key`; 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
+from nemo_agents.durations import DURATION_OF, period_order
 from nemo_agents.errors import ProvisionError
 from nemo_agents.money import format_nanos, nanos_from_wire, nanos_to_wire
-from nemo_agents.policy.periods import DURATION_OF
-from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup, format_count
+from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
+from nemo_agents.policy.rulewire import (
+    RuleFault,
+    budget_facts,
+    first_budget,
+    loop_fact,
+    model_facts,
+    model_fields,
+    read_budgets,
+    read_loop,
+    read_max_parallel,
+    read_model_limits,
+    read_request_nanos,
+    read_shadow,
+)
+from nemo_agents.provision.texts import budget_texts, loop_text, model_limit_text, period_text, rate_texts
+from nemo_agents.roles import AgentRole, FleetDeclaration, ModelGroup
+from nemo_agents.rules import Budget
 
 __all__ = [
     "FleetSpec",
@@ -26,7 +43,6 @@ __all__ = [
     "KeySpec",
     "Spec",
     "applied_mark",
-    "budget_text",
     "fleet_spec",
     "group_spec",
     "is_managed",
@@ -39,18 +55,21 @@ __all__ = [
 ]
 
 MARK: Final = "nemo"
-_PERIODS: Final = {duration: period for period, duration in DURATION_OF.items()}
+_LOOP: Final[LoopRule | None] = LoopRule()
+_MODEL_MAPS: Final = ("model_rpm_limit", "model_tpm_limit")
+
+_T = TypeVar("_T")
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fleet"):
-    """A fleet's own budget and limits. `budget_duration` is LiteLLM's text, None for never."""
+    """A fleet's own budgets and limits; `shadow` names the rates that record and never refuse."""
 
     fleet: str
-    budget_nanos: int | None = None
-    budget_duration: str | None = None
-    alert_at: float | None = None
+    budgets: tuple[BudgetRule, ...] = ()
     rpm: int | None = None
     tpm: int | None = None
+    max_parallel: int | None = None
+    shadow: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,19 +78,27 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
 
     def wire(self) -> dict[str, Any]:
         """Return every field of `/team/new` but the metadata."""
-        return {**_budget_wire(self), "rpm_limit": self.rpm, "tpm_limit": self.tpm}
+        return {**_budget_wire(self.budgets), "rpm_limit": self.rpm, "tpm_limit": self.tpm}
 
     def facts(self) -> dict[str, Any]:
-        """Return what goes into `metadata.nemo`."""
-        return {"managed": True, "alert_at": self.alert_at}
+        """Return what `metadata.nemo` says; None where it says nothing."""
+        return {
+            "managed": True,
+            **budget_facts(self.budgets),
+            "max_parallel": self.max_parallel,
+            "shadow": list(self.shadow) or None,
+        }
 
     def texts(self) -> dict[str, str | None]:
         """Return the fields as people read them."""
-        return {**_budget_texts(self), "rpm": _count_text(self.rpm), "tpm": _count_text(self.tpm)}
+        return {**budget_texts(self.budgets), **rate_texts(self, self.shadow)}
 
 
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="role"):
-    """A role's key: `models` allowed, limits, budget, guardrails (the fleet's included) and tools."""
+    """A role's key: `models` allowed, limits, budgets, guardrails (the fleet's included) and tools.
+
+    `loop` None looks for no loops; `request_nanos` is the price of a request where no other is known.
+    """
 
     fleet: str
     role: str
@@ -80,9 +107,11 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     rpm: int | None = None
     tpm: int | None = None
     max_parallel: int | None = None
-    budget_nanos: int | None = None
-    budget_duration: str | None = None
-    alert_at: float | None = None
+    shadow: tuple[str, ...] = ()
+    model_limits: tuple[ModelLimit, ...] = ()
+    budgets: tuple[BudgetRule, ...] = ()
+    loop: LoopRule | None = _LOOP
+    request_nanos: int | None = None
     guardrails: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = None
 
@@ -100,23 +129,33 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
             "rpm_limit": self.rpm,
             "tpm_limit": self.tpm,
             "max_parallel_requests": self.max_parallel,
-            **_budget_wire(self),
+            **model_fields(self.model_limits),
+            **_budget_wire(self.budgets),
             "guardrails": list(self.guardrails),
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return what goes into `metadata.nemo`."""
-        tools = None if self.tools is None else list(self.tools)
-        return {"managed": True, "role": self.role, "alert_at": self.alert_at, "tools": tools}
+        """Return what `metadata.nemo` says; None where it says nothing."""
+        return {
+            "managed": True,
+            "role": self.role,
+            **budget_facts(self.budgets),
+            "shadow": list(self.shadow) or None,
+            **model_facts(self.model_limits),
+            "loop": loop_fact(self.loop),
+            "price_per_request": None if self.request_nanos is None else nanos_to_wire(self.request_nanos),
+            "tools": None if self.tools is None else list(self.tools),
+        }
 
     def texts(self) -> dict[str, str | None]:
         """Return the fields as people read them."""
         return {
             "alias": self.alias,
-            "rpm": _count_text(self.rpm),
-            "tpm": _count_text(self.tpm),
-            "max_parallel": _count_text(self.max_parallel),
-            **_budget_texts(self),
+            **rate_texts(self, self.shadow),
+            "model_limits": ", ".join(model_limit_text(limit) for limit in self.model_limits) or None,
+            **budget_texts(self.budgets),
+            "loop": loop_text(self.loop),
+            "price_per_request": None if self.request_nanos is None else format_nanos(self.request_nanos),
             "models": ", ".join(self.models),
             "guardrails": ", ".join(self.guardrails) or None,
             "tools": None if self.tools is None else ", ".join(self.tools) or "none",
@@ -159,11 +198,19 @@ Spec = FleetSpec | KeySpec | GroupSpec
 # --- from a declaration
 def fleet_spec(fleet: FleetDeclaration) -> FleetSpec:
     """Return what a declaration wants of the fleet itself."""
-    return FleetSpec(fleet=fleet.name, **_declared_budget(fleet.budget), rpm=fleet.rpm, tpm=fleet.tpm)
+    return FleetSpec(
+        fleet=fleet.name,
+        budgets=tuple(_rule(budget) for budget in fleet.budgets),
+        rpm=fleet.rpm,
+        tpm=fleet.tpm,
+        max_parallel=fleet.max_parallel,
+        shadow=fleet.shadow,
+    )
 
 
 def key_spec(fleet: FleetDeclaration, role: AgentRole) -> KeySpec:
     """Return what a declaration wants of one role's key."""
+    price, loop = role.price_per_request_nanos, role.loop
     return KeySpec(
         fleet=fleet.name,
         role=role.name,
@@ -172,7 +219,14 @@ def key_spec(fleet: FleetDeclaration, role: AgentRole) -> KeySpec:
         rpm=role.rpm,
         tpm=role.tpm,
         max_parallel=role.max_parallel,
-        **_declared_budget(role.budget),
+        shadow=role.shadow,
+        model_limits=tuple(
+            ModelLimit(model=model, rpm=one.rpm, tpm=one.tpm, max_parallel=one.max_parallel, mode=one.mode)
+            for model, one in role.model_limits
+        ),
+        budgets=tuple(_rule(budget) for budget in role.budgets),
+        loop=None if loop is None else LoopRule(repeats=loop.repeats, within_s=loop.within_s, mode=loop.mode),
+        request_nanos=None if price is None else _as_on_the_wire(price),
         guardrails=tuple(guardrail.name for guardrail in fleet.effective_guardrails(role)),
         tools=role.tools,
     )
@@ -192,8 +246,14 @@ def key_alias(fleet: str, role: str) -> str:
 def live_fleet_spec(row: TeamRow) -> FleetSpec:
     """Return what the gateway has of a fleet. Raises ProvisionError for an impossible amount."""
     nemo = nemo_metadata(row.metadata)
-    budget = _live_budget(row.max_budget, row.budget_duration, nemo, row.team_id)
-    return FleetSpec(fleet=row.team_id, **budget, rpm=row.rpm_limit, tpm=row.tpm_limit)
+    return FleetSpec(
+        fleet=row.team_id,
+        budgets=_live_budgets(row.max_budget, row.budget_duration, nemo, row.team_id),
+        rpm=row.rpm_limit,
+        tpm=row.tpm_limit,
+        max_parallel=_read(read_max_parallel, nemo, None),
+        shadow=_read(read_shadow, nemo, ()),
+    )
 
 
 def live_key_spec(row: KeyRow, role: str) -> KeySpec:
@@ -208,7 +268,11 @@ def live_key_spec(row: KeyRow, role: str) -> KeySpec:
         rpm=row.rpm_limit,
         tpm=row.tpm_limit,
         max_parallel=row.max_parallel_requests,
-        **_live_budget(row.max_budget, row.budget_duration, nemo, row.key_alias or row.token),
+        shadow=_read(read_shadow, nemo, ()),
+        model_limits=_live_model_limits(row, nemo),
+        budgets=_live_budgets(row.max_budget, row.budget_duration, nemo, row.key_alias or row.token),
+        loop=_read(read_loop, nemo, _LOOP),
+        request_nanos=_read(read_request_nanos, nemo, None),
         guardrails=tuple(row.guardrails or ()),
         tools=tuple(sorted(str(tool) for tool in tools)) if isinstance(tools, list) else None,
     )
@@ -235,57 +299,70 @@ def applied_mark(spec: FleetSpec | KeySpec) -> str:
 def merged_metadata(live: Mapping[str, Any], spec: FleetSpec | KeySpec) -> dict[str, Any]:
     """Return the live metadata with our part brought up to date; what others wrote stays as it is."""
     nemo = {**nemo_metadata(live), **spec.facts(), "applied": applied_mark(spec)}
-    return {**live, MARK: nemo}
+    # LiteLLM keeps a key's limits by model in its metadata, too; a copy sent back would outlive them.
+    others = {key: value for key, value in live.items() if key not in _MODEL_MAPS or isinstance(spec, FleetSpec)}
+    return {**others, MARK: {key: value for key, value in nemo.items() if value is not None}}
 
 
-# --- budgets
-def budget_text(nanos: int | None, duration: str | None) -> str | None:
-    """Write a budget as people do: `$20/day`; a duration that is not ours is shown as it is: `$20/30d`."""
-    if nanos is None:
-        return None
-    return f"{format_nanos(nanos)}/{_PERIODS.get(duration, duration)}"
+# --- between declaration, wire and rule
+def _rule(budget: Budget) -> BudgetRule:
+    return BudgetRule(
+        amount_nanos=_as_on_the_wire(budget.amount_nanos),
+        duration=DURATION_OF.get(budget.period, budget.period),
+        tz=budget.tz,
+        alert_at=budget.alert_at,
+        mode=budget.mode,
+    )
 
 
-def _declared_budget(budget: Budget | None) -> dict[str, Any]:
-    if budget is None:
-        return {}
-    # A JSON number carries 15 digits: what is compared later is what the wire can bring back.
-    nanos = nanos_from_wire(nanos_to_wire(budget.amount_nanos))
-    return {
-        "budget_nanos": nanos,
-        "budget_duration": DURATION_OF[budget.period],
-        "alert_at": budget.alert_at,
-    }
+def _as_on_the_wire(nanos: int) -> int:
+    """Return what comes back of an amount: a JSON number carries 15 digits, and what is compared must be alike."""
+    return nanos_from_wire(nanos_to_wire(nanos))
 
 
-def _live_budget(max_budget: float | None, duration: str | None, nemo: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    if max_budget is None:
-        return {}
+def _live_budgets(
+    max_budget: float | None, duration: str | None, nemo: Mapping[str, Any], owner: str
+) -> tuple[BudgetRule, ...]:
     try:
-        nanos = nanos_from_wire(max_budget)
+        nanos = None if max_budget is None else nanos_from_wire(max_budget)
     except ValueError as error:
         raise ProvisionError(f"the gateway's budget of {owner} cannot be read: {error}") from None
-    alert_at = nemo.get("alert_at")
-    number = float(alert_at) if isinstance(alert_at, (int, float)) else None
-    return {"budget_nanos": nanos, "budget_duration": _same_duration(duration), "alert_at": number}
+    try:
+        found = read_budgets(nanos, duration, nemo)
+    except RuleFault:  # what is written there by hand and cannot be meant is written anew
+        found = read_budgets(nanos, duration, {})
+    return tuple(sorted((_same_duration(rule) for rule in found), key=_order))
 
 
-def _same_duration(duration: str | None) -> str | None:
-    """Return the duration as we write it: gateways may answer `24h` or `1w` to what was `1d` or `7d`."""
-    if duration is None or re.fullmatch(r"\d+(s|m|h|d|w|mo)", duration) is None:
-        return duration
-    return {"24h": "1d", "1w": "7d"}.get(duration, duration)
+def _order(rule: BudgetRule) -> tuple[bool, float, str, str]:
+    name = period_text(rule.duration)
+    return (rule.mode != "enforce", period_order(name), name, rule.tz)
 
 
-def _budget_wire(spec: FleetSpec | KeySpec) -> dict[str, Any]:
-    amount = None if spec.budget_nanos is None else nanos_to_wire(spec.budget_nanos)
-    return {"max_budget": amount, "budget_duration": spec.budget_duration}
+def _same_duration(rule: BudgetRule) -> BudgetRule:
+    """Return the rule with its duration as we write it: gateways may answer `24h` or `1w` to what was `1d` or `7d`."""
+    name = "week" if rule.duration == "1w" else period_text(rule.duration)
+    return replace(rule, duration=DURATION_OF.get(name, name))
 
 
-def _budget_texts(spec: FleetSpec | KeySpec) -> dict[str, str | None]:
-    alert_at = None if spec.alert_at is None else f"{spec.alert_at * 100:g}%"
-    return {"budget": budget_text(spec.budget_nanos, spec.budget_duration), "alert_at": alert_at}
+def _live_model_limits(row: KeyRow, nemo: Mapping[str, Any]) -> tuple[ModelLimit, ...]:
+    rpm, tpm = (getattr(row, name) or row.metadata.get(name) or {} for name in _MODEL_MAPS)
+    try:
+        return read_model_limits(rpm, tpm, nemo)
+    except RuleFault:
+        return ()
 
 
-def _count_text(count: int | None) -> str | None:
-    return None if count is None else format_count(count)
+def _read(read: Callable[[Mapping[str, Any]], _T], nemo: Mapping[str, Any], otherwise: _T) -> _T:
+    """Return what `metadata.nemo` says; what cannot be meant counts as not said, and is written anew."""
+    try:
+        return read(nemo)
+    except RuleFault:
+        return otherwise
+
+
+def _budget_wire(budgets: Sequence[BudgetRule]) -> dict[str, Any]:
+    first = first_budget(budgets)
+    if first is None:
+        return {"max_budget": None, "budget_duration": None}
+    return {"max_budget": nanos_to_wire(first.amount_nanos), "budget_duration": first.duration}

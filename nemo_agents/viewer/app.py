@@ -42,6 +42,7 @@ __all__ = ["viewer_app"]
 PAGE_ROWS: Final = 50
 MOST_PAGES: Final = 10  # of the reader's, that one page of ours looks through for a rare match
 MOST_ID: Final = 200
+MOST_EVENTS: Final = 20
 MOST_DIGITS: Final = 12
 
 _Listed = TypeVar("_Listed", wire.RunPage, wire.LogPage)
@@ -234,7 +235,8 @@ class _Pages:
 
     async def roles(self, request: Request) -> Response:
         fleets = await self._reader.fleet_status()
-        return await self._page_of(request, "roles.html", fleets=fleets, now_us=self._now_us())
+        events = await self._reader.latest_events(MOST_EVENTS)
+        return await self._page_of(request, "roles.html", fleets=fleets, events=events[::-1], now_us=self._now_us())
 
     async def static(self, request: Request) -> Response:
         asset = self._assets.files.get(request.path_params["name"])

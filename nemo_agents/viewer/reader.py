@@ -1,4 +1,4 @@
-"""What the viewer needs of whoever keeps the runs: five reads, no writes."""
+"""What the viewer needs of whoever keeps the runs: six reads, no writes."""
 
 from __future__ import annotations
 
@@ -55,3 +55,6 @@ class Reader(Protocol):
 
     async def fleet_status(self) -> list[wire.FleetStatus]:
         """Return every fleet with its roles as they are now."""
+
+    async def latest_events(self, limit: int) -> list[wire.EventRow]:
+        """Return the latest events of all fleets, oldest first."""

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from nemo_agents.admin import wire
 from nemo_agents.viewer import text
+from nemo_agents.viewer.shadows import shadow_name
 from nemo_agents.viewer.verdict import cause, name_of
 
 __all__ = ["STATE_MARKS", "make_environment", "query", "term"]
@@ -66,9 +67,11 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
         percent=text.percent,
         plural=text.plural,
         short_id=text.short_id,
+        shadow_name=shadow_name,
         shorten=text.shorten,
         stamp=text.stamp,
         stamp_iso=text.stamp_iso,
+        until=text.until,
     )
     environment.globals.update(
         asset_names=asset_names,

@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 from nemo_agents.admin import wire
 from nemo_agents.viewer.callpages import CallPage, call_page
 from nemo_agents.viewer.content import Content, content_of
+from nemo_agents.viewer.shadows import shadow_hint
 from nemo_agents.viewer.timeline import (
     Axis,
     Burn,
@@ -21,7 +22,7 @@ from nemo_agents.viewer.timeline import (
     span,
     ticks,
 )
-from nemo_agents.viewer.verdict import PROBLEM_STATES, Verdict, why
+from nemo_agents.viewer.verdict import PROBLEM_STATES, Part, Verdict, why
 
 __all__ = ["CallView", "RunView", "Scale", "StepView", "arrange", "contents_wanted"]
 
@@ -73,10 +74,14 @@ class StepView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """All that the page of a run shows. `steps` are those on this page, `step_anchor` the numbers of these."""
+    """All that the page of a run shows. `hint` is what limits in shadow mode would have done.
+
+    `steps` are those on this page, `step_anchor` the numbers of these.
+    """
 
     run: wire.RunRow
     verdict: Verdict
+    hint: tuple[Part, ...]
     page: CallPage
     steps: tuple[StepView, ...]
     steps_in_all: int
@@ -181,6 +186,7 @@ def arrange(
     return RunView(
         run=run,
         verdict=verdict,
+        hint=shadow_hint(detail),
         page=page,
         steps=tuple(steps),
         steps_in_all=sum(label is not None for label, _, _, _ in tree),

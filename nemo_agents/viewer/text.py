@@ -23,6 +23,7 @@ __all__ = [
     "shorten",
     "stamp",
     "stamp_iso",
+    "until",
     "visible",
 ]
 
@@ -160,6 +161,17 @@ def age(then_us: int | None, now_us: int) -> str:
         if seconds >= size:
             return f"{seconds // size}{NARROW_SPACE}{unit} ago"
     raise AssertionError(seconds)
+
+
+def until(then_us: int | None, now_us: int) -> str:
+    """Write how long it is until then: `in 12 s`, `in 5 h`; `now` for what is past, `never` for None."""
+    if then_us is None:
+        return "never"
+    seconds = (then_us - now_us) // 1_000_000
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"in {seconds // size}{NARROW_SPACE}{unit}"
+    return "now"
 
 
 def _utc(us: int) -> datetime | None:

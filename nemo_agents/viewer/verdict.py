@@ -174,6 +174,8 @@ def _stopping_call(detail: wire.RunDetail) -> wire.CallRow | None:
 
 def _reason(by: wire.StoppedBy, run: wire.RunRow, call: wire.CallRow | None, *, it: str = "this call") -> str:
     """Say which limit, guardrail or person ended a run; `it` is what was refused. No full stop."""
+    if by.code == Code.LOOP_DETECTED:
+        return "the same request came again and again, which looks like a loop"
     match by.kind:
         case "budget":
             return _budget_reason(by, run, call, it)

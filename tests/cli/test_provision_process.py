@@ -256,9 +256,52 @@ def test_a_name_on_the_gateway_cannot_forge_a_line_of_the_plan(crew):
     assert "\x1b[8m" not in crew.shell.in_terminal("plan", crew.file).out
 
 
+SEVERAL = """
+budget = ["$20/day", { amount = "$60/month", tz = "Europe/Amsterdam" }, { amount = "$1/12h", mode = "shadow" }]
+shadow = ["rpm"]
+loop = "off"
+"""
+
+
+def test_budgets_and_limits_are_shown_as_people_write_them_and_stay(crew):
+    crew.file.write_text(crew.file.read_text().replace('budget = "$20/day"', SEVERAL, 1))
+    said = crew.run("provision", crew.file, "--yes").out
+    assert "30 rpm (shadow) · $20/day + $60/month (Europe/Amsterdam) + $1/12h (shadow) · loop off" in said
+    assert "Worst case per month: $60 by roles other than critic." in said
+    assert "In shadow, so no cap: writer $1/12h." in said
+    assert crew.run("check", crew.file).code == 0
+    assert crew.run("rotate", crew.file, "writer").code == 0
+    assert crew.run("check", crew.file).code == 0
+    crew.file.write_text(crew.file.read_text().replace('"$20/day"', '"$20/week"', 1))
+    changed = crew.run("check", crew.file)
+    assert changed.code == 3
+    assert "budget: $20/day + $60/month (Europe/Amsterdam)" in changed.out
+    assert "(a new count starts for $20/week)" in changed.out
+    spec = next(one for one in crew.run("plan", crew.file, "--json").json["plan"]["changes"] if one["name"] == "writer")
+    assert [(one["duration"], one["tz"], one["mode"]) for one in spec["spec"]["budgets"]] == [
+        ("7d", "UTC", "enforce"),
+        ("1mo", "Europe/Amsterdam", "enforce"),
+        ("12h", "UTC", "shadow"),
+    ]
+
+
 BAD = {
     "a negative budget": ('budget = "$20/day"', 'budget = "-$20/day"', "roles[writer].budget", "-$20"),
     "an unknown period": ('budget = "$20/day"', 'budget = "$20/fortnight"', "budget", "fortnight"),
+    "a time zone that is none": (
+        'budget = "$20/day"',
+        'budget = { amount = "$20/day", tz = "Europe/Amsterdm" }',
+        "roles[writer].budget.tz",
+        'Did you mean "Europe/Amsterdam"',
+    ),
+    "two budgets of one day": (
+        'budget = "$20/day"',
+        'budget = ["$20/day", "$9/24h"]',
+        "roles[writer].budget",
+        "$9/day",
+    ),
+    "a shadow of nothing": ("rpm = 30", 'shadow = ["rpm"]', "roles[writer].shadow", "rpm"),
+    "a loop of one": ("rpm = 30", "loop = { repeats = 1 }", "roles[writer].loop.repeats", "1"),
     "a role twice": ('name = "critic"', 'name = "writer"', "roles", "writer"),
     "an unknown guardrail": ('["pii-filter"]', '["pii-filtre"]', "guardrails", "pii-filtre"),
     "no requests a minute": ("rpm = 30", "rpm = 0", "rpm", "0"),

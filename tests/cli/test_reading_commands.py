@@ -1,21 +1,33 @@
-"""`status`, `runs`, `logs`, `view`, `doctor`: whole in a pipe, fitted on a terminal, JSON on request, and harmless."""
+"""The commands that read: whole in a pipe, fitted on a terminal, JSON on request, and harmless."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
+import sqlite3
 import time
 
 import httpx
 import pytest
-from cli_shell import ANSI, UNSAFE, finish, make_shell, plain, read_until
+from cli_shell import ANSI, UNSAFE, finish, gateway_process, make_shell, plain, read_until
 
 from nemo_agents.admin import observe
+from nemo_agents.admin.wire import FleetStatus, RoleStatus, SpikeStatus
 from nemo_agents.cli.observe import _Since
+from nemo_agents.cli.status import print_status
 from nemo_agents.client import Client
 from nemo_agents.secret import Secret
 
-TABLES = ("status", "runs list", "logs", "doctor", "runs show run-of-two-steps", "plan fleet.toml")
+TABLES = (
+    "status",
+    "runs list",
+    "logs",
+    "doctor",
+    "runs show run-of-two-steps",
+    "plan fleet.toml",
+)
 
 
 def ids(result):
@@ -43,8 +55,8 @@ def test_status_is_the_fleet_its_roles_and_their_limits(town):
     said = town.shell.run("status", "crew").out
     head, titles, *rows = said.splitlines()
     assert head.startswith("crew  ")
-    assert head.endswith(" of $170/day")
-    assert titles.split() == ["role", "state", "spend", "rpm", "tpm", "last", "used", "models", "guardrails"]
+    assert re.search(r" of \$170/day · <1\u202f% · resets in \d+\u202f(h|min|s)$", head)
+    assert " ".join(titles.split()) == "role state spend used resets rpm tpm last used models guardrails"
     cells = {row.split()[0]: row for row in rows}
     assert set(cells) == {"writer", "critic"}
     assert "active" in cells["writer"]
@@ -276,6 +288,147 @@ def test_a_narrow_encoding_loses_characters_and_nothing_else(town):
     assert said.code == 0
     assert "plan (writer)" in said.out
     assert said.out.isascii()
+
+
+# --- budgets, limits in shadow mode, alerts -----------------------------------------------------------------------
+def admin(town, path, body):
+    key = (town.home / "admin.key").read_text().strip()
+    headers = {"authorization": f"Bearer {key}"}
+    answer = httpx.post(town.url + path, json=body, headers=headers, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def trial(town):
+    """A fleet with two budgets in all modes, rates of a model, and a run that limits in shadow mode let through."""
+    further = [{"max_budget": 0.00001, "budget_duration": "1mo", "mode": "shadow", "alert_at": [0.5]}]
+    admin(
+        town,
+        "/team/new",
+        {
+            "team_id": "trial",
+            "max_budget": 5,
+            "budget_duration": "1mo",
+            "rpm_limit": 300,
+            "metadata": {"nemo": {"managed": True}},
+        },
+    )
+    made = admin(
+        town,
+        "/key/generate",
+        {
+            "key_alias": "trial/scout",
+            "team_id": "trial",
+            "models": ["gpt-4o-mini"],
+            "max_budget": 1,
+            "budget_duration": "1d",
+            "rpm_limit": 1,
+            "model_rpm_limit": {"gpt-4o-mini": 50},
+            "metadata": {"nemo": {"role": "scout", "budgets": further, "shadow": ["rpm"]}},
+        },
+    )
+    town.keys["scout"] = made["key"]
+    for number in range(6):
+        assert town.ask("scout", f"question {number}", run="run-of-a-trial", step="look") == 200
+    process = town.shell.start("events", "--follow", "--interval", "0.1", "--fleet", "trial", "--json")
+    assert "Waiting for alerts" in process.stderr.readline()
+    told = [json.loads(read_until(process, "budget.")) for _ in range(2)]
+    finish(process, signal.SIGINT)
+    return told
+
+
+def test_status_shows_every_budget_with_its_mode_and_what_limits_are_in_shadow(town, trial):
+    head, rates, _, scout, month, model = town.shell.run("status", "trial").out.splitlines()
+    assert " of $5/month · <1\u202f% · resets in " in head
+    assert rates.strip() == "rpm 6/300 · tpm " + rates.rpartition("tpm ")[2]
+    assert "6/1 shadow" in scout
+    assert " of $1/day " in scout
+    assert " of $0.00001/month shadow " in month
+    assert "in " in month  # when it resets
+    assert "of it gpt-4o-mini" in model
+    assert "6/50 shadow" in model
+    role = town.shell.run("status", "trial", "--json").json[0]["roles"][0]
+    assert [(budget["name"], budget["mode"]) for budget in role["budgets"]] == [("day", "enforce"), ("month", "shadow")]
+
+
+def test_a_spike_is_under_the_roles():
+    from io import StringIO
+
+    from rich.console import Console
+
+    out = StringIO()
+    role = RoleStatus(
+        role="writer",
+        key_id="k",
+        state="active",
+        models=[],
+        spent_nanos=0,
+        held_nanos=0,
+        budget_nanos=None,
+        period=None,
+        resets_at_us=None,
+        alert_at=None,
+        rpm=None,
+        rpm_used=0,
+        tpm=None,
+        tpm_used=0,
+        last_used_us=None,
+        spike=SpikeStatus(hour_nanos=12_600_000_000, usual_nanos=3_000_000_000, factor=4.2),
+    )
+    fleet = FleetStatus(
+        fleet="crew", spent_nanos=0, held_nanos=0, budget_nanos=None, period=None, resets_at_us=None, roles=[role]
+    )
+    print_status(Console(file=out, width=100, color_system=None), fleet)
+    assert out.getvalue().splitlines()[-1] == "▲ writer: spike 4.2x: $12.60 in the last hour, usually $3"
+
+
+def test_runs_and_logs_mark_what_limits_in_shadow_mode_would_have_refused(town, trial):
+    shown = town.shell.run("runs", "show", "run-of-a-trial").out
+    assert (
+        "In shadow mode, the role's budget would have stopped this run at call 1; the role's rpm would have refused "
+        "call 2 and 4 more calls." in shown.splitlines()
+    )
+    assert "◌ shadow: role rpm" in shown
+    assert "would have been refused: " in shown
+    logged = town.shell.run("logs", "--run", "run-of-a-trial").out.splitlines()
+    assert sum("◌ role rpm" in line for line in logged) == 5
+    other = town.shell.run("runs", "show", "run-of-two-steps").out
+    assert "shadow" not in other
+
+
+def test_events_are_followed_and_read(town, trial):
+    assert [(event["kind"], event["role"], event["facts"]["mode"]) for event in trial] == [
+        ("budget.alert", "scout", "shadow"),
+        ("budget.exhausted", "scout", "shadow"),
+    ]
+    said = town.shell.run("events", "--fleet", "trial").out.splitlines()
+    assert len(said) == 2
+    assert said[1].endswith("(in shadow mode: nothing is refused).")
+    assert "  budget.exhausted  trial  The budget of role scout is spent: " in said[1]
+    shown = plain(town.shell.in_terminal("events", "--fleet", "trial", columns=60).out).splitlines()
+    assert len(shown) > 2
+    assert max(map(len, shown)) <= 60
+    assert town.shell.run("events", "--fleet", "nosuch").out == "No alerts yet.\n"
+    assert [event["seq"] for event in town.shell.run("events", "--fleet", "trial", "--json").json] == [
+        event["seq"] for event in trial
+    ]
+
+
+def test_ledger_verify_says_when_it_does_not_add_up(tmp_path):
+    shell = make_shell(tmp_path, NEMO_HOME=str(tmp_path / "home"))
+    with gateway_process(shell, tmp_path / "home") as (_, url):
+        here = shell.given(NEMO_GATEWAY_URL=url)
+        assert here.run("ledger", "verify").out == "Every balance in the ledger adds up.\n"
+        with contextlib.closing(sqlite3.connect(tmp_path / "home" / "gateway.db")) as db, db:
+            db.execute("INSERT INTO balances(kind, scope_id, period, posted_nanos) VALUES ('role', 'g', 'total', 5)")
+        wrong = here.run("ledger", "verify")
+        assert wrong.code == 1
+        assert wrong.out.startswith("The balance of role g in total says $0.000000005 posted, its entries add up to $0")
+        assert "keep a copy of its database" in wrong.err
+        as_json = here.run("ledger", "verify", "--json")
+        assert (as_json.code, len(as_json.json["problems"])) == (1, 1)
+        assert here.run("doctor").code == 1
 
 
 @pytest.mark.parametrize(

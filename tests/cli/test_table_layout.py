@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from nemo_agents.cli.observe import _bar
 from nemo_agents.cli.output import one_line, safe_json
+from nemo_agents.cli.status import _bar
 from nemo_agents.cli.table import Column, fit, print_table
 
 COLUMNS = (

@@ -25,7 +25,7 @@ from nemo_agents.policy.admission import ENDPOINTS
 from nemo_agents.policy.guardrails import BUILTIN
 from nemo_agents.provision.load import load_fleet
 from nemo_agents.provision.render import plan_to_text
-from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup
+from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, Loop, ModelGroup, RateLimit
 from nemo_agents.testing import LocalGateway, running_gateway
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,10 +212,14 @@ def test_every_field_of_a_declaration_is_explained(kind: type):
         assert f"`{field.name}`" in page, field.name
 
 
+BUDGET = ("period", "tz", "alert_at", "mode")
+
+
 def test_every_part_of_a_budget_and_every_guardrail_is_explained():
     page = reference("fleet-file.md")
-    assert {field.name for field in dataclasses.fields(Budget)} == {"amount_nanos", "period", "alert_at"}
-    for name in ("amount", "period", "alert_at", *BUILTIN):
+    assert {field.name for field in dataclasses.fields(Budget)} == {"amount_nanos", *BUDGET}
+    names = [*BUDGET, *(field.name for kind in (RateLimit, Loop) for field in dataclasses.fields(kind))]
+    for name in ("amount", *names, *BUILTIN):
         assert f"`{name}`" in page, name
     for name in BUILTIN:
         assert f"`{name}`" in (DOCS / "explanation" / "guardrails.md").read_text(encoding="utf-8")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from faulty_provider import run_faulty_provider
-from gateway_bench import gateway_at, refused
+from gateway_bench import bench_for, gateway_at, refused
+
+from nemo_agents.gateway.stores.base import FleetRecord
 
 LONG = "0123456789 " * 30_000  # beyond what is scanned on the event loop
 
@@ -111,3 +115,41 @@ def _silent_stream(url: str, key: str, model: str) -> socket.socket:
     )
     sock.sendall((head + body).encode())
     return sock
+
+
+class _Pausing:
+    """A limiter whose answer takes its time, as one on another machine does; a test acts meanwhile."""
+
+    def __init__(self, whole, meanwhile) -> None:
+        self._whole = whole
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    async def enter(self, *args):
+        entry = await self._whole.enter(*args)
+        await self._meanwhile()
+        return entry
+
+
+@pytest.mark.parametrize("ended", ["revoked", "fleet"])
+def test_a_key_that_ends_while_its_request_is_being_counted_sends_nothing(tmp_path, shared_provider, ended):
+    """It is not in flight yet, so that nothing cuts it; it is looked at once more before it is."""
+    with gateway_at(tmp_path / "home", shared_provider) as gateway, bench_for(gateway, shared_provider) as bench:
+        key = bench.key(max_parallel_requests=1)
+        state = gateway.running.gateway
+
+        async def set_end(*, over: bool) -> None:
+            grant = state.keyring.find(key.public_id)
+            if ended == "revoked":
+                await state.put_grant(replace(grant, revoked_us=1 if over else None))
+            else:
+                await state.put_fleet(FleetRecord(fleet=bench.fleet, blocked=over))
+
+        whole, state.limiter = state.limiter, _Pausing(state.limiter, lambda: set_end(over=True))
+        refused(bench.chat(key), 403, "key_revoked" if ended == "revoked" else "key_blocked")
+        assert bench.sent() == []
+        state.limiter = whole
+        asyncio.run_coroutine_threadsafe(set_end(over=False), state.store._writer._loop).result(timeout=10)
+        assert bench.chat(key).status_code == 200  # its one place in flight was given back

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,34 @@ def test_without_its_record_nothing_is_sent(bench: Bench):
         assert changed.json()["error"]["type"] == "service_unavailable"
         assert bench.sent() == []
     assert bench.chat(key).status_code == 200  # it was not blocked, and the store is back
+    assert bench.spent() == (31_000, 0)
+
+
+@contextmanager
+def full_disk(_bench: Bench) -> Iterator[None]:
+    """Let no file of this process grow: SQLite hears the same error from the system as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("trouble", [locked, full_disk])
+def test_ready_tells_that_it_is_the_store_and_comes_back_by_itself(bench: Bench, trouble):
+    key = bench.key(max_budget=1)
+    with trouble(bench):
+        refused(bench.chat(key), 503, "store_unavailable", retry_after_ms=1000)
+        ready = bench.http.get("/health/ready")
+        assert ready.status_code == 503
+        told = ready.json()
+        assert (told["code"], told["store"], told["limiter"]) == ("store_unavailable", "store_unavailable", "ready")
+        assert str(bench.gateway.home) not in ready.text  # anybody may ask
+        assert bench.http.get("/health/live").status_code == 200
+        assert bench.sent() == []
+    bench.until(lambda: bench.http.get("/health/ready").status_code == 200)
+    assert bench.chat(key).status_code == 200
     assert bench.spent() == (31_000, 0)
 
 

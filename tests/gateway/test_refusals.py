@@ -227,7 +227,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
 
 @pytest.mark.parametrize(
     ("model", "body", "code"),
-    [("unpriced/ok", {}, "model_not_priced"), ("faulty/ok", {"messages": IMAGE}, "invalid_request")],
+    [("unpriced/ok", {}, "model_not_priced"), ("faulty/ok", {"messages": IMAGE}, "content_not_boundable")],
 )
 def test_a_run_s_budget_holds_for_calls_that_do_not_mention_it(
     bench: Bench, model: str, body: dict[str, Any], code: str
@@ -240,7 +240,9 @@ def test_a_run_s_budget_holds_for_calls_that_do_not_mention_it(
 
 
 def test_content_without_a_bound_is_refused_under_a_budget_alone(bench: Bench):
-    refused(bench.chat(bench.key(max_budget=1), messages=IMAGE), 400, "invalid_request")
+    answer = bench.chat(bench.key(max_budget=1), messages=IMAGE)
+    refused(answer, 400, "content_not_boundable", param="messages[0].content[0].image_url")
+    recorded(bench, answer)
     nothing_sent(bench)
     assert bench.chat(bench.key(), messages=IMAGE).status_code == 200
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import psycopg
+
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
+from nemo_agents.gateway.stores.sql import SqlStore
 from nemo_agents.policy.ledger import BudgetScope, RunCaps, Settlement
 
 T0 = 1_760_000_000_000_000
@@ -93,3 +96,28 @@ def call_end(call: CallStart, state: Any = "ok", **more: Any) -> CallEnd:
 def refusal(call: CallStart, code: str = "budget_exhausted", status: int = 402, **more: Any) -> CallEnd:
     values: dict[str, Any] = {"limit": "budget", "scope": "role", "error": f"refused: {code}"}
     return call_end(call, "refused", status=status, code=code, **{**values, **more})
+
+
+async def rows(store: SqlStore, sql: str) -> list[tuple[Any, ...]]:
+    """What a SELECT finds, after everything queued so far."""
+    await store.flush()
+    return await store._readers.read(lambda db: db.execute(sql).fetchall())
+
+
+async def write(store: SqlStore, sql: str) -> None:
+    """Write past the store, as a stranger would."""
+    await store._writer.do(lambda books: books.db.execute(sql))
+
+
+def empty(database: str) -> None:
+    """Take everything out of a database but its tables, and everybody too."""
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        admin.execute("SET session_replication_role = replica")  # the ledger's trigger refuses this too
+        admin.execute(
+            "TRUNCATE attempts, balances, calls, changes, contents, deliveries, deployments, documents, entries,"
+            " events, fleets, grants, messages, runs, secrets, steps RESTART IDENTITY"
+        )

@@ -191,6 +191,26 @@ async def test_while_the_file_can_be_written_no_refusal_is_dropped(tmp_path, clo
     await store.close()
 
 
+async def test_in_an_outage_no_refused_caller_waits_for_room(tmp_path, clock, monkeypatch):
+    """What cannot be written makes no room: the refused hear at once, and the latest of their records are kept."""
+    monkeypatch.setattr(writer, "DROPPABLE_MAX", writer.RECORDS_MAX + 5)
+    store = await started(tmp_path, clock)
+    refused = [a_call() for _ in range(2 * writer.RECORDS_MAX + 1)]
+    async with asyncio.timeout(GUARD_S):
+        with locked(store.path):
+            for call in refused:  # the first of them come before anybody knows of the outage, and then wait for that
+                await store.room_for_refusal()
+                store.log_refusal(call, refusal(call))
+            with pytest.raises(StoreUnavailable):
+                await store.flush()
+        await store.flush()
+        await store.room_for_refusal()
+    assert store._writer._record_room.taken == 0
+    kept = "SELECT count(*) FROM calls WHERE state='refused'"
+    assert await store._readers.read(lambda db: db.execute(kept).fetchone()) == (writer.DROPPABLE_MAX,)
+    await store.close()
+
+
 async def test_who_waits_for_room_hears_that_the_store_closes(tmp_path, clock):
     store = await started(tmp_path, clock, waiting_max=2)
     many = [asyncio.ensure_future(store.open_call(a_call(), an_attempt())) for _ in range(20)]

@@ -11,6 +11,7 @@ from store_values import HOUR_US, T0, a_call, an_attempt, attempt_end, call_end,
 
 from nemo_agents.admin.wire import RunReport, StepReport, StoppedBy
 from nemo_agents.gateway.stores.base import FleetRecord, LogFilter
+from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.keys import Grant, KeySecret
 from nemo_agents.policy.routing import Deployment
 
@@ -374,9 +375,15 @@ async def test_keys_fleets_and_deployments_come_back_as_they_were(store):
         role="writer",
         models=("a", "b"),
         rpm=3,
-        alert_at=0.8,
-        budget_nanos=5,
-        budget_duration="1d",
+        max_parallel=2,
+        model_limits=(ModelLimit(model="a", rpm=1), ModelLimit(model="b", tpm=5, max_parallel=1)),
+        shadow=("rpm", "tpm"),
+        budgets=(
+            BudgetRule(amount_nanos=5, duration="1d", tz="Europe/Amsterdam", alert_at=(0.5, 0.8)),
+            BudgetRule(amount_nanos=9, mode="shadow"),
+        ),
+        loop=LoopRule(repeats=3, within_s=5, mode="enforce"),
+        request_nanos=7,
         tools=(),
         metadata={"team": "x", "n": [1]},
         blocked=True,
@@ -384,7 +391,7 @@ async def test_keys_fleets_and_deployments_come_back_as_they_were(store):
         updated_us=2,
         secrets=(older, secret),
     )
-    bare = Grant(grant_id="g2", created_us=7)
+    bare = Grant(grant_id="g2", created_us=7, loop=None)
     for one in (grant, bare):
         await store.put_grant(one)
     assert await store.grants() == [grant, bare]
@@ -398,7 +405,15 @@ async def test_keys_fleets_and_deployments_come_back_as_they_were(store):
         await store.put_grant(Grant(grant_id="g3", secrets=(secret,)))
     assert len(await store.grants()) == 2
 
-    fleet = FleetRecord(fleet="crew", budget_nanos=1, alert_at=0.5, models=("m",), metadata={"a": 1}, blocked=True)
+    fleet = FleetRecord(
+        fleet="crew",
+        budgets=(BudgetRule(amount_nanos=1, alert_at=(0.5,)),),
+        max_parallel=3,
+        shadow=("max_parallel",),
+        models=("m",),
+        metadata={"a": 1},
+        blocked=True,
+    )
     await store.put_fleet(fleet)
     assert await store.fleets() == [fleet]
     assert await store.delete_fleet("crew")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = (Path(__file__).parent.parent / "conftest.py").read_text()
+TESTS = Path(__file__).parent.parent
+CONFTEST = (TESTS / "conftest.py").read_text()
+BESIDE = {"services.py": (TESTS / "services.py").read_text()}  # what it imports
 FINE = "import pytest\ndef test_fine(): pass\n@pytest.mark.xfail\ndef test_expected(): assert False\n"
 SKIPPING = {
     "test_mark.py": "import pytest\n@pytest.mark.skip(reason='no moon')\ndef test_a(): pass\n",
@@ -20,7 +22,7 @@ RULE = "skipped against the rule"
 
 
 def run(folder: Path, files: dict[str, str], *arguments: str, ci: bool, conftest: str = CONFTEST):
-    for name, text in {**files, "test_fine.py": FINE, "conftest.py": conftest}.items():
+    for name, text in {**BESIDE, **files, "test_fine.py": FINE, "conftest.py": conftest}.items():
         (folder / name).write_text(text)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "PYTEST_"))}
     environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | ({"CI": "true"} if ci else {})

@@ -19,7 +19,7 @@ from nemo_agents.provision import operate
 from nemo_agents.provision.apply import apply
 from nemo_agents.provision.mint import mint_key
 from nemo_agents.provision.render import plan_from_json, plan_to_json
-from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup
+from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup, RateLimit
 from nemo_agents.secret import Secret
 
 ADMIN_KEY = "sk-admin-THEADMINKEYTHEADMINKEY"
@@ -98,7 +98,7 @@ def test_a_fleet_arrives_on_the_wire_as_declared(world):
         "max_budget": 20.0,
         "budget_duration": "1d",
         "guardrails": ["pii-filter"],
-        "metadata": {"nemo": {"managed": True, "role": "researcher", "alert_at": 0.5, "tools": ["a", "b"]}},
+        "metadata": {"nemo": {"managed": True, "role": "researcher", "alert_at": [0.5], "tools": ["a", "b"]}},
     }
     team = world.machine.teams["crew"]
     assert team["metadata"]["nemo"].pop("applied")
@@ -107,7 +107,7 @@ def test_a_fleet_arrives_on_the_wire_as_declared(world):
         "team_alias": "crew",
         "max_budget": 170.0,
         "budget_duration": "1d",
-        "metadata": {"nemo": {"managed": True, "alert_at": 0.8}},
+        "metadata": {"nemo": {"managed": True, "alert_at": [0.8]}},
     }
     assert world.machine.deployments["crew/fast/2"] == {
         "model_name": "fast",
@@ -132,6 +132,64 @@ def test_an_update_sends_what_differs_and_keeps_what_others_wrote(world):
     assert row["metadata"]["nemo"]["extra"] == 1
     assert world.entry("writer").secret == secret
     world.assert_sound(fleet)
+
+
+class LimitsInMetadata(AdminMachine):
+    """As LiteLLM keeps limits by model: in the metadata, of which an update replaces all."""
+
+    def handle(self, method, path, query, body):
+        if path in ("/key/generate", "/key/update") and "metadata" in body:
+            maps = {name: body.pop(name) for name in ("model_rpm_limit", "model_tpm_limit") if body.get(name)}
+            body["metadata"] |= maps
+        return super().handle(method, path, query, body)
+
+
+def test_limits_by_model_survive_where_an_update_of_metadata_drops_them(world):
+    world.machine = LimitsInMetadata()
+    limits = {"gpt-4o-mini": RateLimit(rpm=10, tpm=500)}
+    world.provision(crew(role("writer", model_limits=limits)))
+    fleet = crew(role("writer", model_limits=limits, rpm=7))
+    world.provision(fleet)
+    metadata = world.machine.live_of("crew/writer").row["metadata"]
+    assert (metadata["model_rpm_limit"], metadata["model_tpm_limit"]) == ({"gpt-4o-mini": 10}, {"gpt-4o-mini": 500})
+    world.assert_sound(fleet)
+    without = crew(role("writer", rpm=7))
+    world.provision(without)
+    assert "model_rpm_limit" not in world.machine.live_of("crew/writer").row["metadata"]
+    world.assert_sound(without)
+
+
+def test_rules_that_are_declared_no_more_are_gone_from_the_wire(world):
+    several = [Budget("$5/day", tz="Asia/Kathmandu"), "$60/month"]
+    rules = {"budget": several, "rpm": 5, "shadow": ["rpm"], "loop": "off", "price_per_request": "$1"}
+    world.provision(crew(role("writer", **rules), max_parallel=3, shadow=["max_parallel"]))
+    fleet = crew(role("writer", budget="$5/day"))
+    world.provision(fleet)
+    assert set(world.machine.live_of("crew/writer").row["metadata"]["nemo"]) == {
+        "managed",
+        "role",
+        "alert_at",
+        "applied",
+    }
+    assert set(world.machine.teams["crew"]["metadata"]["nemo"]) == {"managed", "alert_at", "applied"}
+    world.assert_sound(fleet)
+
+
+def test_an_adopted_key_keeps_its_budgets_in_whichever_order_they_are(world):
+    """LiteLLM's field holds the month, our list the day: marked in normal order, both must be there still."""
+    minted = mint_key()
+    day = {"max_budget": 5, "budget_duration": "1d", "mode": "enforce"}
+    fields = {
+        "key_alias": "old",
+        "max_budget": 60.0,
+        "budget_duration": "1mo",
+        "metadata": {"nemo": {"budgets": [day]}},
+    }
+    world.machine.answer(keys.generate(fields, key=minted.secret))
+    world.run(operate.adopt("crew", "writer", "old"))
+    row = world.machine.live_of("crew/writer").row
+    assert (row["max_budget"], row["budget_duration"]) == (5.0, "1d")
+    assert [one["max_budget"] for one in row["metadata"]["nemo"]["budgets"]] == [60.0]
 
 
 def test_a_changed_group_keeps_the_deployments_that_stay(world):

@@ -79,3 +79,24 @@ def test_a_link_in_a_secrets_place_is_not_followed(tmp_path):
     with pytest.raises(SettingsError, match="others can read this secret"):
         open_home(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_the_environment_gives_replaces_the_files_and_is_not_written_down(tmp_path):
+    """Gateways that share a database are given the same secrets, wherever their homes are."""
+    given = {
+        "admin_key": "sk-nemo-admin-given",
+        "pepper": "a pepper for them all",
+        "viewer_token": "a token for them all",
+    }
+    secrets = open_home(tmp_path, **given)
+    assert {name: getattr(secrets, name).reveal() for name in given} == given
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "gateway.db").write_text("")
+    assert open_home(tmp_path, pepper=given["pepper"]).pepper.reveal() == given["pepper"]
+
+
+@pytest.mark.parametrize(("name", "variable"), [("pepper", "NEMO_PEPPER"), ("viewer_token", "NEMO_VIEWER_TOKEN")])
+def test_a_given_secret_that_can_be_guessed_is_refused_and_not_repeated(tmp_path, name, variable):
+    with pytest.raises(SettingsError, match=f"{variable} must be a random text") as refused:
+        open_home(tmp_path, **{name: "hunter2"})
+    assert "hunter2" not in str(refused.value)

@@ -19,8 +19,8 @@ from nemo_agents.policy.limits import (
     SlotLease,
     TokenCharge,
     Wait,
-    format_reset,
 )
+from nemo_agents.policy.rates import format_reset, rate_headers
 from nemo_agents.policy.refusal import Refusal
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
@@ -35,6 +35,10 @@ def role(**limits):
 
 def fleet(**limits):
     return RateScope(kind="fleet", id="crew", **limits)
+
+
+def headers_of(windows, now_us, scopes):
+    return rate_headers(windows.readings(now_us, scopes))
 
 
 def worst_minute(admitted):
@@ -273,7 +277,7 @@ def test_a_call_that_used_more_than_the_limit_leaves_a_debt():
     charge = windows.admit_tokens(T0, [role(tpm=1000)], 10)
     assert isinstance(charge, TokenCharge)
     windows.settle_tokens(charge, 4000)
-    assert windows.headers(T0, [role(tpm=1000)])["x-ratelimit-remaining-tokens"] == "0"
+    assert headers_of(windows, T0, [role(tpm=1000)])["x-ratelimit-remaining-tokens"] == "0"
     refusal = windows.admit_tokens(T0 + SECOND, [role(tpm=1000)], 1)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after_ms == 59_000
@@ -322,21 +326,23 @@ def test_calls_in_flight():
 def test_headers_show_the_tightest_scope():
     windows = RateWindows()
     scopes = [role(rpm=30, tpm=100_000), fleet(rpm=10)]
-    assert windows.headers(T0, scopes) == {
+    assert headers_of(windows, T0, scopes) == {
         "x-ratelimit-limit-requests": "10",
         "x-ratelimit-remaining-requests": "10",
         "x-ratelimit-reset-requests": "0s",
         "x-ratelimit-limit-tokens": "100000",
         "x-ratelimit-remaining-tokens": "100000",
         "x-ratelimit-reset-tokens": "0s",
+        "ratelimit-policy": '"rpm";q=10;w=60, "tpm";q=100000;w=60;qu="tokens"',
+        "ratelimit": '"rpm";r=10;t=0, "tpm";r=100000;t=0',
     }
     windows.admit_requests(T0, scopes)
     windows.admit_tokens(T0, scopes, 400)
-    headers = windows.headers(T0 + 59 * SECOND + 880_000, scopes)
+    headers = headers_of(windows, T0 + 59 * SECOND + 880_000, scopes)
     assert headers["x-ratelimit-remaining-requests"] == "9"
     assert headers["x-ratelimit-reset-requests"] == "120ms"
     assert headers["x-ratelimit-remaining-tokens"] == "99600"
-    assert windows.headers(T0, [role(), fleet()]) == {}
+    assert headers_of(windows, T0, [role(), fleet()]) == {}
 
 
 @pytest.mark.parametrize(
@@ -353,6 +359,7 @@ class Use:
     fleet: str | None
     at_us: int
     tokens: int
+    model: str | None = None
 
 
 def test_a_restart_does_not_start_limits_anew():
@@ -399,3 +406,29 @@ def test_the_fastest_legal_client_gets_its_whole_limit():
         else:
             admitted += 1
     assert Fraction(admitted, 10) == 30
+
+
+def test_a_limit_in_mode_shadow_counts_and_never_refuses():
+    windows = RateWindows()
+    shadow = role(rpm=1, tpm=100, max_parallel=1, shadow=frozenset({"rpm", "tpm", "max_parallel"}))
+    scopes = [shadow, fleet(rpm=3, tpm=250, max_parallel=3)]
+    assert [len(windows.admit_requests(T0, scopes).shadowed) for _ in range(3)] == [0, 1, 1]
+    assert windows.admit_requests(T0, scopes).scope == "fleet", "the other limit still refuses"
+    assert [len(windows.admit_tokens(T0, scopes, 100).shadowed) for _ in range(2)] == [0, 1]
+    assert windows.admit_tokens(T0, scopes, 101).scope == "fleet"
+    assert [len(windows.acquire(T0, scopes).shadowed) for _ in range(3)] == [0, 1, 1]
+    assert windows.used(T0, "role", "g1") == (3, 200)
+
+
+def test_a_restart_restores_the_windows_of_one_model_too():
+    windows = RateWindows()
+    windows.restore(T0, [Use("g1", "crew", T0 - SECOND, 30, "gpt-4o")])
+    assert windows.used(T0, "model", "g1/gpt-4o") == (1, 30)
+
+
+def test_a_window_may_be_of_another_length():
+    window = RateWindow(1_000)
+    window.charge(T0, 5, 5)
+    assert window.check(T0 + 999, 1, 5) == Wait(1)
+    assert window.check(T0 + 1_000, 1, 5) == Allowed()
+    assert window.log() == []

@@ -10,7 +10,7 @@ import pytest
 import nemo_agents.cli
 from nemo_agents.errors import DeclarationError
 from nemo_agents.provision.load import load_fleet
-from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, ModelGroup
+from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, Loop, ModelGroup, RateLimit
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "research_crew"
 DEMO = Path(nemo_agents.cli.__file__).with_name("research_crew.toml")
@@ -32,9 +32,19 @@ def write(tmp_path):
 def test_the_example_says_the_same_in_both_forms_and_in_the_demo():
     from_python, from_toml = load_fleet(EXAMPLE / "fleet.py"), load_fleet(EXAMPLE / "fleet.toml")
     assert from_python == from_toml == load_fleet(DEMO)
-    assert from_python.role("researcher").budget == Budget("$80/day", alert_at=0.8)
+    assert from_python.role("researcher").budgets == (Budget("$80/day", alert_at=0.8),)
     assert from_python.role("researcher").tpm == 100_000
     assert [(one.roles_nanos, one.fleet_nanos) for one in from_python.worst_case()] == [(135 * 10**9, 170 * 10**9)]
+
+
+def test_the_example_of_budgets_and_limits_is_what_its_comments_say():
+    crew = load_fleet(EXAMPLE.parent / "budgets_and_limits.toml")
+    researcher, summariser = crew.role("researcher"), crew.role("summariser")
+    assert [str(one) for one in crew.budgets] == ["$40/day", "$500/month"]
+    assert crew.shadow == ("max_parallel",)
+    assert [str(one) for one in researcher.budgets] == ["$2/12h", "$60/month (Europe/Amsterdam)", "$1/day (shadow)"]
+    assert researcher.model_limits == (("gpt-4o", RateLimit(rpm=10, max_parallel=2)),)
+    assert (summariser.loop, summariser.price_per_request_nanos) == (None, 500_000)
 
 
 def test_every_field_of_a_toml_file_arrives(write):
@@ -44,6 +54,8 @@ def test_every_field_of_a_toml_file_arrives(write):
     budget = { amount = "$9", period = "week", alert_at = 0.5 }
     rpm = 10
     tpm = "1k"
+    max_parallel = 9
+    shadow = ["tpm"]
     guardrails = ["pii-filter"]
     [[models]]
     name = "fast"
@@ -54,16 +66,26 @@ def test_every_field_of_a_toml_file_arrives(write):
     rpm = 1
     tpm = 2
     max_parallel = 3
-    budget = "$5"
+    shadow = ["max_parallel"]
+    model_limits = { fast = { rpm = 1, max_parallel = 2, mode = "shadow" } }
+    budget = ["$5", { amount = "$6/month", tz = "Europe/Amsterdam", alert_at = [0.5, 0.9], mode = "shadow" }]
+    loop = { repeats = 3, within_s = 30, mode = "enforce" }
+    price_per_request = "$0.002"
     guardrails = [{ name = "prompt-injection-detect", mode = "enforce" }]
     tools = []
     description = "Writes."
+    [[roles]]
+    name = "critic"
+    models = ["b"]
+    loop = "off"
     """
     assert load_fleet(write(text, "fleet.toml")) == FleetDeclaration(
         "crew",
         budget=Budget("$9/week", alert_at=0.5),
         rpm=10,
         tpm=1000,
+        max_parallel=9,
+        shadow=["tpm"],
         guardrails=["pii-filter"],
         models=[ModelGroup("fast", ["openai/a", "b"])],
         roles=[
@@ -73,11 +95,19 @@ def test_every_field_of_a_toml_file_arrives(write):
                 rpm=1,
                 tpm=2,
                 max_parallel=3,
-                budget="$5",
+                shadow=["max_parallel"],
+                model_limits={"fast": RateLimit(rpm=1, max_parallel=2, mode="shadow")},
+                budget=[
+                    "$5",
+                    Budget("$6/month", tz="Europe/Amsterdam", alert_at=[0.5, 0.9], mode="shadow"),
+                ],
+                loop=Loop(3, within_s=30, mode="enforce"),
+                price_per_request="$0.002",
                 guardrails=["prompt-injection-detect"],
                 tools=[],
                 description="Writes.",
-            )
+            ),
+            AgentRole("critic", models=["b"], loop="off"),
         ],
     )
 
@@ -92,6 +122,26 @@ def test_every_field_of_a_toml_file_arrives(write):
         (TOML + "budget = {amount = '$1', per = 'day'}\n", "roles[writer].budget.per"),
         (TOML + "budget = {amount = '$1', period = 'year'}\n", "roles[writer].budget.period"),
         (TOML + "budget = {period = 'day'}\n", "roles[writer].budget.amount"),
+        (TOML + "budget = {amount = '$1/day', tz = 'Europe/Atlantis'}\n", "roles[writer].budget.tz"),
+        (TOML + "budget = {amount = '$1/day', alert_at = 8}\n", "roles[writer].budget.alert_at"),
+        (TOML + "budget = ['$1/day', {amount = '$1/year'}]\n", "roles[writer].budget[1].period"),
+        (TOML + "budget = ['$1/day', {period = 'day'}]\n", "roles[writer].budget[1].amount"),
+        (TOML + "budget = ['$1/day', {amount = '$1', soft = true}]\n", "roles[writer].budget[1].soft"),
+        (TOML + "budget = ['$1/day', '$2/day']\n", "roles[writer].budget"),
+        (TOML + "shadow = ['rpm']\n", "roles[writer].shadow"),
+        (TOML + "model_limits = {'gpt-4' = {rpm = 1}}\n", "roles[writer].model_limits"),
+        (TOML + "model_limits = {'gpt-4o' = 1}\n", "roles[writer].model_limits[gpt-4o]"),
+        (TOML + "model_limits = {'gpt-4o' = {rps = 1}}\n", "roles[writer].model_limits[gpt-4o].rps"),
+        (TOML + "model_limits = {'gpt-4o' = {rpm = 0}}\n", "roles[writer].model_limits[gpt-4o].rpm"),
+        (TOML + "model_limits = 3\n", "roles[writer].model_limits"),
+        (TOML + "loop = 'on'\n", "roles[writer].loop"),
+        (TOML + "loop = {repeats = 1}\n", "roles[writer].loop.repeats"),
+        (TOML + "loop = {times = 9}\n", "roles[writer].loop.times"),
+        (TOML + "price_per_request = 0.002\n", "roles[writer].price_per_request"),
+        (
+            "[fleet]\nname = 'crew'\nmax_parallel = 'many'\n[[roles]]\nname = 'a'\nmodels = ['b']\n",
+            "fleet.max_parallel",
+        ),
         (TOML + "guardrails = 'pii-filter'\n", "roles[writer].guardrails"),
         (TOML + "guardrails = [{mode = 'enforce'}]\n", "roles[writer].guardrails.name"),
         (TOML + "[[roles]]\nname = 'writer'\nmodels = ['a']\n", "roles"),

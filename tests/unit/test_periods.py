@@ -7,9 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nemo_agents.durations import is_time_zone, time_zones
 from nemo_agents.policy.periods import DURATION_OF, period_at, period_name, span_seconds
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def us(*at, tz=UTC, fold=0):
@@ -64,6 +68,11 @@ def test_calendar_edges():
         ("America/Sao_Paulo", (2018, 11, 4), 23),  # has no 00:00
         ("Asia/Kathmandu", (2026, 6, 1), 24),
         ("Pacific/Apia", (2011, 12, 29), 24),  # followed by the 31st
+        ("Australia/Lord_Howe", (2026, 4, 5), 24.5),
+        ("America/Sao_Paulo", (2018, 2, 17), 25),
+        ("Africa/Cairo", (2026, 4, 24), 23),  # has no 00:00
+        ("Europe/Amsterdam", (2028, 2, 29), 24),
+        ("Asia/Kathmandu", (1986, 1, 1), 23.75),  # the offset went from 5:30 to 5:45
     ],
 )
 def test_days_are_as_long_as_they_are(zone, day, hours):
@@ -72,6 +81,33 @@ def test_days_are_as_long_as_they_are(zone, day, hours):
     assert period.id == "{}-{:02}-{:02}".format(*day)
     assert period.resets_us is not None
     assert (period.resets_us - period.starts_us) / 3_600_000_000 == hours
+
+
+@pytest.mark.parametrize(
+    ("zone", "duration", "at", "period_id", "span"),
+    [
+        ("Europe/Amsterdam", "1mo", (2026, 2, 28, 23), "2026-02", ((2026, 2, 1), (2026, 3, 1))),
+        ("Europe/Amsterdam", "1mo", (2028, 2, 29, 23), "2028-02", ((2028, 2, 1), (2028, 3, 1))),
+        ("Europe/Amsterdam", "1mo", (2026, 3, 29, 3), "2026-03", ((2026, 3, 1), (2026, 4, 1))),
+        ("Europe/Amsterdam", "1mo", (2026, 4, 30, 23), "2026-04", ((2026, 4, 1), (2026, 5, 1))),
+        ("Europe/Amsterdam", "1mo", (2026, 12, 31, 23), "2026-12", ((2026, 12, 1), (2027, 1, 1))),
+        ("Europe/Amsterdam", "7d", (2026, 3, 29, 23), "2026-W13", ((2026, 3, 23), (2026, 3, 30))),
+        ("Europe/Amsterdam", "7d", (2027, 1, 1), "2026-W53", ((2026, 12, 28), (2027, 1, 4))),
+        ("Asia/Kathmandu", "7d", (2021, 1, 3, 23), "2020-W53", ((2020, 12, 28), (2021, 1, 4))),
+        ("Asia/Kathmandu", "1d", (2026, 6, 1), "2026-06-01", ((2026, 6, 1), (2026, 6, 2))),
+        ("Pacific/Apia", "7d", (2011, 12, 31), "2011-W52", ((2011, 12, 26), (2012, 1, 2))),
+        ("Pacific/Apia", "1mo", (2011, 12, 31), "2011-12", ((2011, 12, 1), (2012, 1, 1))),
+    ],
+)
+def test_weeks_and_months_follow_the_calendar_of_their_zone(zone, duration, at, period_id, span):
+    tz = ZoneInfo(zone)
+    period = period_at(duration, us(*at, tz=tz), tz=tz)
+    assert (period.id, period.starts_us, period.resets_us) == (period_id, *(us(*day, tz=tz) for day in span))
+
+
+@pytest.mark.parametrize(("written", "same"), [("720m", "12h"), ("1440m", "24h"), ("48h", "2d"), ("60s", "1m")])
+def test_a_time_written_in_smaller_units_is_the_same_period(written, same):
+    assert period_at(written, NOW) == period_at(same, NOW)
 
 
 @pytest.mark.parametrize(("written", "same"), [("24h", "1d"), ("168h", "7d")])
@@ -174,6 +210,46 @@ def test_ids_never_go_back(duration, now_us, later_us):
     assert period_at(duration, now_us).id <= period_at(duration, now_us + later_us).id
 
 
+def offset_changes(tz, since, until):
+    """Find the instants, in microseconds, at which a zone's offset changes, by halving between months that differ."""
+
+    def offset(at_us):
+        return (EPOCH + timedelta(microseconds=at_us)).astimezone(tz).utcoffset()
+
+    step = 30 * 86_400_000_000
+    for before in range(since, until, step):
+        low, high = before, before + step
+        if offset(low) == offset(high):
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if offset(middle) == offset(low) else (low, middle)
+        yield high
+
+
+def assert_periods_meet(duration, tz, now_us):
+    period = period_at(duration, now_us, tz=tz)
+    assert period.starts_us <= now_us < period.resets_us
+    before, after = period_at(duration, period.starts_us - 1, tz=tz), period_at(duration, period.resets_us, tz=tz)
+    assert before.resets_us == period.starts_us
+    assert after.starts_us == period.resets_us
+    assert before.id < period.id < after.id
+
+
+@pytest.mark.parametrize("letter", sorted({zone[:1] for zone in time_zones()}))
+def test_periods_tile_time_in_every_zone(letter):
+    """No gap and no overlap, and an id never comes again, at instants spread over a century and at offset changes."""
+    for n, zone in enumerate(sorted(name for name in time_zones() if name.startswith(letter))):
+        tz = ZoneInfo(zone)
+        spread = range(us(1971, 1, 1) + n * 86_399_999_999, us(2090, 1, 1), 7 * 365 * 86_400_000_000 + 12_345_678)
+        for now_us in spread:
+            for duration in ("1d", "7d", "1mo"):
+                assert_periods_meet(duration, tz, now_us)
+        for change_us in offset_changes(tz, us(2005, 1, 1), us(2032, 1, 1)):
+            assert_periods_meet("1d", tz, change_us - 1)
+            assert_periods_meet("1d", tz, change_us)
+
+
 def test_names():
     assert {name: period_name(duration) for name, duration in DURATION_OF.items()} == {
         name: name for name in DURATION_OF
@@ -188,3 +264,10 @@ def test_bad_durations_are_refused(duration):
         period_at(duration, NOW)
     with pytest.raises(ValueError, match="not a budget duration"):
         period_name(duration)
+
+
+def test_every_time_zone_of_the_database_is_one_and_no_other_name():
+    assert {"UTC", "Europe/Amsterdam", "America/Argentina/Buenos_Aires", "Etc/GMT+5"} <= time_zones()
+    assert not any(
+        is_time_zone(name) for name in ("Factory", "localtime", "posix/UTC", "Europe/Amsterdam\n", "CET ", ".")
+    )

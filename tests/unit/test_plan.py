@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from admin_machine import GATEWAY
@@ -24,6 +25,7 @@ from nemo_agents.provision.specs import (
 )
 from nemo_agents.provision.stored import StoredKey
 from nemo_agents.roles import BUILTIN_GUARDRAILS, PERIODS, AgentRole, Budget, FleetDeclaration, ModelGroup
+from nemo_agents.rules import MODES, Loop, RateLimit
 from nemo_agents.secret import Secret
 
 SECRET = "sk-nemo-aaaaaaaaaa-THESECRETTHESECRET"
@@ -123,6 +125,155 @@ def test_an_update_says_what_was_and_what_will_be():
     }
     assert by_name(made)["researcher"].drift is False
     assert "tpm: 100k → not set" in plan_to_text(made)
+
+
+WATCHED = AgentRole(
+    "watched",
+    models=["gpt-4o", "gpt-4o-mini"],
+    limits=RateLimit(rpm=60, mode="shadow"),
+    tpm="1k",
+    model_limits={"gpt-4o": RateLimit(rpm=10, max_parallel=2), "gpt-4o-mini": RateLimit(tpm=500, mode="shadow")},
+    budget=["$5/day", Budget("$60/month", tz="Europe/Amsterdam", alert_at=[0.5, 0.9]), Budget("$1/12h", mode="shadow")],
+    loop=Loop(3, within_s=30, mode="enforce"),
+    price_per_request="$0.002",
+)
+
+
+def watched(**changes):
+    return crew(roles=[WATCHED], models=[], max_parallel=40, shadow=["max_parallel"], **changes)
+
+
+def test_a_plan_shows_budgets_and_limits_as_people_write_them():
+    made = plan(watched(budget=["$170/day", Budget("$1/12h", mode="shadow")]), EMPTY, ())
+    lines = plan_to_text(made).splitlines()
+    assert lines[0] == "  + crew     fleet · 40 at once (shadow) · $170/day + $1/12h (shadow)"
+    assert lines[1] == (
+        "  + watched  60 rpm (shadow) · 1k tpm · gpt-4o 10 rpm 2 at once · gpt-4o-mini 500 tpm (shadow)"
+        " · $5/day + $60/month (Europe/Amsterdam) + $1/12h (shadow) · loop 3 repeats in 30 s"
+        " · $0.002/request if unpriced · gpt-4o, gpt-4o-mini"
+    )
+    assert summary(made) == (
+        "2 to create. Worst case per day: $5 by roles, $170 by fleet. Worst case per month: $60 by roles."
+        " In shadow, so no cap: fleet $1/12h, watched $1/12h."
+    )
+
+
+def test_a_sum_per_day_names_the_roles_that_it_leaves_out():
+    two = [AgentRole("a", models=["m"], budget="$5/day"), AgentRole("b", models=["m"], budget="$60/month")]
+    made = plan(crew(roles=two, models=[], budget=None), EMPTY, ())
+    assert summary(made) == (
+        "3 to create. Worst case per day: $5 by roles other than b. Worst case per month: $60 by roles other than a."
+    )
+
+
+def test_budgets_and_limits_on_the_wire():
+    """LiteLLM's fields carry what they can enforce; a budget in shadow must not be one of them."""
+    spec = key_spec(watched(), WATCHED)
+    wire = spec.wire()
+    assert (wire["max_budget"], wire["budget_duration"]) == (5.0, "1d")
+    assert (wire["model_rpm_limit"], wire["model_tpm_limit"]) == ({"gpt-4o": 10}, {"gpt-4o-mini": 500})
+    assert {key: value for key, value in spec.facts().items() if value is not None} == {
+        "managed": True,
+        "role": "watched",
+        "alert_at": [0.8],
+        "budgets": [
+            {
+                "max_budget": 60.0,
+                "budget_duration": "1mo",
+                "tz": "Europe/Amsterdam",
+                "alert_at": [0.5, 0.9],
+                "mode": "enforce",
+            },
+            {"max_budget": 1.0, "budget_duration": "12h", "alert_at": [0.8], "mode": "shadow"},
+        ],
+        "shadow": ["rpm"],
+        "model_max_parallel": {"gpt-4o": 2},
+        "model_shadow": ["gpt-4o-mini"],
+        "loop": {"repeats": 3, "within_s": 30, "mode": "enforce"},
+        "price_per_request": 0.002,
+    }
+    soft = key_spec(crew(), AgentRole("writer", models=["m"], budget=Budget("$5/day", mode="shadow")))
+    assert soft.wire()["max_budget"] is None
+    assert fleet_spec(watched()).facts()["max_parallel"] == 40
+
+
+@pytest.mark.parametrize(
+    ("field", "by_hand"),
+    [
+        ("budget", lambda row: setattr(row, "max_budget", 9.0)),
+        ("budget", lambda row: setattr(row, "budget_duration", "7d")),
+        ("budget", lambda row: row.metadata["nemo"].update(tz="Asia/Kathmandu")),
+        ("budget", lambda row: row.metadata["nemo"]["budgets"].pop()),
+        ("budget", lambda row: row.metadata["nemo"]["budgets"][0].update(max_budget=61)),
+        ("budget", lambda row: row.metadata["nemo"]["budgets"][0].update(tz="UTC")),
+        ("budget", lambda row: row.metadata["nemo"]["budgets"][0].update(mode="shadow")),
+        ("alert_at", lambda row: row.metadata["nemo"]["budgets"][0].update(alert_at=[0.5])),
+        ("alert_at", lambda row: row.metadata["nemo"].update(alert_at=0.9)),
+        ("rpm", lambda row: row.metadata["nemo"].update(shadow=["tpm"])),
+        ("model_limits", lambda row: row.model_rpm_limit.update({"gpt-4o": 11})),
+        ("model_limits", lambda row: row.metadata["nemo"].update(model_max_parallel={"gpt-4o": 3})),
+        ("model_limits", lambda row: row.metadata["nemo"].update(model_shadow=["gpt-4o"])),
+        ("loop", lambda row: row.metadata["nemo"].update(loop="off")),
+        ("loop", lambda row: row.metadata["nemo"]["loop"].update(repeats=4)),
+        ("price_per_request", lambda row: row.metadata["nemo"].update(price_per_request=0.003)),
+        ("price_per_request", lambda row: row.metadata["nemo"].pop("price_per_request")),
+        ("budget", lambda row: row.metadata["nemo"].update(budgets="garbage")),
+        ("loop", lambda row: row.metadata["nemo"].update(loop=[])),
+        ("model_limits", lambda row: row.metadata["nemo"].update(model_shadow=7)),
+    ],
+)
+def test_any_part_of_a_key_that_another_hand_changed_is_drift(field, by_hand):
+    live = live_of(watched())
+    by_hand(live.keys[0])
+    change = by_name(plan(watched(), live, (stored("watched"),)))["watched"]
+    assert (change.action, change.drift) == ("update", True)
+    assert field in {one.field for one in change.fields}
+
+
+@pytest.mark.parametrize(
+    "by_hand",
+    [
+        lambda team: team.metadata["nemo"].update(max_parallel=41),
+        lambda team: team.metadata["nemo"].update(shadow=["tpm"]),
+        lambda team: team.metadata["nemo"].update(budgets=[{"max_budget": 1, "mode": "shadow"}]),
+    ],
+)
+def test_any_part_of_a_fleet_that_another_hand_changed_is_drift(by_hand):
+    live = live_of(watched())
+    by_hand(live.team)
+    change = by_name(plan(watched(), live, (stored("watched"),)))["crew"]
+    assert (change.action, change.drift) == ("update", True)
+
+
+def test_another_period_or_time_zone_starts_its_count_at_nothing_and_the_plan_says_so():
+    def notes(had, wants):
+        had, wants = ([AgentRole("writer", models=["m"], budget=one)] for one in (had, wants))
+        live = live_of(crew(roles=had, models=[]))
+        return by_name(plan(crew(roles=wants, models=[]), live, (stored("writer"),)))["writer"].note
+
+    said = "a new count starts for"
+    assert notes("$5/day", "$30/week") == f"{said} $30/week"
+    assert notes("$5/day", Budget("$5/day", tz="Asia/Kathmandu")) == f"{said} $5/day (Asia/Kathmandu)"
+    assert notes("$5/day", ["$5/day", "$60/month"]) == f"{said} $60/month"
+    assert notes("$5/day", ["$6/day"]) is None
+    assert notes("$5/day", Budget("$5/day", mode="shadow")) is None
+    assert notes("$5/30d", "$5/month") is None
+    assert notes(["$5/day", "$60/month"], "$60/month") is None
+    assert notes(None, "$5/day") is None
+
+
+def test_a_live_budget_of_another_writing_or_order_is_the_same():
+    live = live_of(watched())
+    row = live.keys[0]
+    month, soft = row.metadata["nemo"]["budgets"]
+    row.max_budget, row.budget_duration = 60.0, "30d"
+    row.metadata["nemo"] |= {
+        "tz": "Europe/Amsterdam",
+        "alert_at": [0.5, 0.9],
+        "budgets": [{**soft, "budget_duration": "720m"}, {**month, "max_budget": 5, "budget_duration": "24h"}],
+    }
+    row.metadata["nemo"]["budgets"][1] |= {"tz": None, "alert_at": 0.8}
+    assert plan(watched(), live, (stored("watched"),)).is_empty
 
 
 def test_a_change_by_another_hand_is_drift():
@@ -289,14 +440,14 @@ def test_a_plan_holds_no_secret():
         assert SECRET not in shown
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "plan": {"changes": 3}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "plan": {"changes": 3}}'])
 def test_what_is_no_plan_is_refused(text):
     with pytest.raises(ProvisionError, match="not a plan"):
         plan_from_json(text)
 
 
 def test_a_plan_of_another_format_is_refused():
-    text = plan_to_json(plan(crew(), EMPTY, ())).replace('"format": 1', '"format": 2')
+    text = plan_to_json(plan(crew(), EMPTY, ())).replace('"format": 2', '"format": 1')
     with pytest.raises(ProvisionError, match="another version"):
         plan_from_json(text)
 
@@ -304,20 +455,39 @@ def test_a_plan_of_another_format_is_refused():
 quickly = settings(max_examples=40, deadline=None)  # a slow machine is no failure
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 counts = st.none() | st.integers(1, 10**9)
-budgets = st.none() | st.builds(
-    lambda nanos, period, alert_at: Budget(f"{nanos // 10**9}.{nanos % 10**9:09d}", period=period, alert_at=alert_at),
-    st.integers(1, 10**16),
-    st.sampled_from(PERIODS),
-    st.floats(0.01, 1),
+zones = st.sampled_from(["UTC", "Europe/Amsterdam", "Asia/Kathmandu"])
+modes = st.sampled_from(MODES)
+periods = st.sampled_from([*PERIODS, "12h", "90m", "10d"])
+alerts = st.lists(st.floats(0.01, 1), max_size=3)
+
+
+def a_budget(nanos, period, tz, alert_at, mode):
+    tz = tz if period in ("day", "week", "month") else "UTC"
+    return Budget(f"{nanos // 10**9}.{nanos % 10**9:09d}", period=period, tz=tz, alert_at=alert_at, mode=mode)
+
+
+budgets = st.lists(
+    st.builds(a_budget, st.integers(1, 10**16), periods, zones, alerts, modes),
+    max_size=4,
+    unique_by=lambda budget: (budget.period, budget.tz, budget.mode),
 )
+limits = st.builds(RateLimit, rpm=st.integers(1, 99), tpm=counts, max_parallel=counts, mode=modes)
+loops = st.none() | st.builds(Loop, st.integers(2, 100), within_s=st.integers(1, 3600), mode=modes)
+
+
+def a_role(name, models, limit, n, **fields):
+    return AgentRole(name, models=models, limits=limit, model_limits=dict.fromkeys(models[:n], limit), **fields)
+
+
 roles = st.builds(
-    AgentRole,
+    a_role,
     names,
-    models=st.lists(names, min_size=1, max_size=3, unique=True),
-    rpm=counts,
-    tpm=counts,
-    max_parallel=counts,
+    st.lists(names, min_size=1, max_size=3, unique=True),
+    limits,
+    st.integers(0, 3),
     budget=budgets,
+    loop=loops,
+    price_per_request=st.none() | st.integers(0, 10**6).map(lambda micros: Decimal(micros) / 10**6),
     guardrails=st.lists(st.sampled_from(BUILTIN_GUARDRAILS), unique=True),
     tools=st.none() | st.lists(names, unique=True, max_size=3),
 )
@@ -325,8 +495,10 @@ fleets = st.builds(
     lambda **fields: FleetDeclaration("crew", **fields),
     roles=st.lists(roles, min_size=1, max_size=4, unique_by=lambda role: role.name),
     budget=budgets,
-    rpm=counts,
+    rpm=st.integers(1, 10**9),
     tpm=counts,
+    max_parallel=counts,
+    shadow=st.sampled_from([(), ("rpm",)]),
     guardrails=st.lists(st.sampled_from(BUILTIN_GUARDRAILS), unique=True),
 )
 
@@ -351,7 +523,9 @@ def test_a_key_says_on_the_wire_what_was_declared(fleet):
     for role in fleet.roles:
         row = row_of(fleet, role.name)
         assert live_key_spec(row, role.name) == key_spec(fleet, role)
-        assert row.budget_duration == (None if role.budget is None else DURATION_OF[role.budget.period])
+        first = next((budget for budget in role.budgets if budget.mode == "enforce"), None)
+        assert (row.max_budget is None) == (first is None)
+        assert row.budget_duration == (None if first is None else DURATION_OF.get(first.period, first.period))
 
 
 @quickly

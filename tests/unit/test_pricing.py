@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,22 +10,30 @@ from hypothesis import strategies as st
 
 from nemo_agents.policy.pricing import (
     OUTPUT_TOKENS_MAX,
+    TEXT_ONLY,
+    UNKNOWN_TIER_FACTOR,
+    Content,
     ParamError,
     Price,
     PriceTier,
+    ServiceTier,
     answers_asked,
-    content_boundable,
+    clamp_output_tokens,
     cost_nanos,
+    fixed_price,
     input_tokens_bound,
     input_tokens_estimate,
     output_cap,
     output_tokens_max,
+    pinned_service_tier,
+    unpriced_component,
     upper_bound_nanos,
 )
 from nemo_agents.policy.usage import Usage
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 
+RATES = {"input": 1, "cached_input": 1, "cache_write": 1, "output": 1}
 SONNET = Price(
     input=3_000_000_000, cached_input=300_000_000, cache_write=3_750_000_000, output=15_000_000_000, version="t"
 )
@@ -46,45 +55,105 @@ TIERED = Price(
 )
 
 _rate = st.integers(0, 10**12)
-_rates = st.fixed_dictionaries(dict.fromkeys(("input", "cached_input", "cache_write", "output"), _rate))
+_optional = (
+    "cache_write_1h",
+    "reasoning",
+    "audio_input",
+    "cached_audio",
+    "audio_output",
+    "image_input",
+    "cached_image",
+)
+_rates = st.fixed_dictionaries(
+    dict.fromkeys(("input", "cached_input", "cache_write", "output"), _rate),
+    optional=dict.fromkeys(_optional, st.none() | _rate),
+)
+_TIER_NAMES = ["default", "flex", "priority", "batch", "odd"]
+
+
+@st.composite
+def _tiers(draw):
+    starts = sorted(draw(st.sets(st.integers(0, 300), max_size=3)))
+    return tuple(PriceTier(above=start, **draw(_rates)) for start in starts)
 
 
 @st.composite
 def prices(draw):
-    starts = sorted(draw(st.sets(st.integers(0, 300), max_size=3)))
+    image_max = draw(st.integers(0, 100))
     return Price(
         **draw(_rates),
         version="t",
         request_nanos=draw(st.integers(0, 10**9)),
-        tiers=tuple(PriceTier(above=start, **draw(_rates)) for start in starts),
+        image_nanos=draw(st.integers(0, 10**9)),
+        image_tokens_max=image_max,
+        image_tokens_low=draw(st.integers(0, image_max)),
+        tiers=draw(_tiers()),
+        service_tiers=tuple(
+            ServiceTier(name=name, **draw(_rates), tiers=draw(_tiers()))
+            for name in draw(st.sets(st.sampled_from(_TIER_NAMES)))
+        ),
     )
 
 
 @st.composite
-def usages(draw):
-    total_input = draw(st.integers(0, 400))
+def contents(draw):
+    images = draw(st.integers(0, 3))
+    return Content(
+        images=images,
+        images_low=draw(st.integers(0, images)),
+        audio_tokens=draw(st.integers(0, 100)),
+        long_cache=draw(st.booleans()),
+        audio_output=draw(st.booleans()),
+        service_tier=draw(st.none() | st.sampled_from([*_TIER_NAMES, "auto", "unheard-of"])),
+    )
+
+
+@st.composite
+def usages(draw, *, content=TEXT_ONLY, image_tokens=0, text=400):
+    """What a call with this content can use: no more sound and images than it has, and text beside them."""
+    audio = draw(st.integers(0, content.audio_tokens))
+    seen = draw(st.integers(0, image_tokens))
+    total_input = audio + seen + draw(st.integers(0, text))
     cached = draw(st.integers(0, total_input))
+    written = draw(st.integers(0, total_input - cached))
     output = draw(st.integers(0, 400))
+    reasoning = draw(st.integers(0, output))
+    served = {None, "default", "standard", content.service_tier}
+    if content.service_tier in ("auto", "unheard-of"):
+        served |= {"flex", "priority", "batch", "unheard-of", "brand-new"}
+    served.discard("auto")
     return Usage(
         input_tokens=total_input,
         cached_tokens=cached,
-        cache_write_tokens=draw(st.integers(0, total_input - cached)),
+        cache_write_tokens=written,
+        cache_write_1h_tokens=draw(st.integers(0, written)) if content.long_cache else 0,
+        audio_input_tokens=audio,
+        image_input_tokens=seen,
         output_tokens=output,
-        reasoning_tokens=draw(st.integers(0, output)),
+        reasoning_tokens=reasoning,
+        audio_output_tokens=draw(st.integers(0, output - reasoning)) if content.audio_output else 0,
+        service_tier=draw(st.sampled_from(sorted(served, key=str))),
     )
 
 
 @unhurried
-@given(prices(), usages(), st.integers(0, 50), st.integers(0, 50))
-def test_no_usage_within_the_bounds_costs_more_than_the_bound(price, usage, more_input, more_output):
-    bound = upper_bound_nanos(price, usage.input_tokens + more_input, usage.output_tokens + more_output)
-    assert cost_nanos(price, usage) <= bound
+@given(prices(), contents(), st.integers(0, 50), st.integers(0, 50), st.data())
+def test_no_usage_within_the_bounds_costs_more_than_the_bound(price, content, more_input, more_output, data):
+    """For every price, content and service tier: sound, images, caches, reasoning and tiers in any combination."""
+    usage = data.draw(usages(content=content, image_tokens=price.image_tokens(content)))
+    text = max(0, usage.input_tokens - price.image_tokens(content) - content.audio_tokens)
+    parts = usage.input_tokens - usage.audio_input_tokens - usage.image_input_tokens
+    bound = upper_bound_nanos(price, max(text, parts) + more_input, usage.output_tokens + more_output, content)
+    cost = cost_nanos(price, usage, content)
+    assert type(cost) is type(bound) is int
+    assert 0 <= cost <= bound
 
 
 @unhurried
 @given(prices(), usages())
 def test_cost_is_the_exact_amount_rounded_up_once(price, usage):
     """Computed a second time, in rationals and token by token group, from the definition of a tier."""
+    price = replace(price, service_tiers=())
     above = [tier for tier in price.tiers if tier.above < usage.input_tokens]
     rates = above[-1] if above else price
     plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
@@ -94,10 +163,125 @@ def test_cost_is_the_exact_amount_rounded_up_once(price, usage):
             (rates.input, plain),
             (rates.cached_input, usage.cached_tokens),
             (rates.cache_write, usage.cache_write_tokens),
-            (rates.output, usage.output_tokens),
+            (rates.output, usage.output_tokens - usage.reasoning_tokens),
+            (rates.output if rates.reasoning is None else rates.reasoning, usage.reasoning_tokens),
         ]
     )
     assert 0 <= cost_nanos(price, usage) - exact < 1
+
+
+RICH = Price(
+    input=2_000_000,
+    cached_input=1_000_000,
+    cache_write=3_000_000,
+    cache_write_1h=4_000_000,
+    output=5_000_000,
+    reasoning=6_000_000,
+    audio_input=40_000_000,
+    cached_audio=20_000_000,
+    audio_output=80_000_000,
+    image_input=8_000_000,
+    request_nanos=7,
+    image_nanos=1000,
+    image_tokens_max=100,
+    image_tokens_low=10,
+    version="t",
+    service_tiers=(
+        ServiceTier(name="flex", input=1_000_000, cached_input=0, cache_write=1_000_000, output=2_000_000),
+        ServiceTier(name="priority", input=9_000_000, cached_input=9_000_000, cache_write=9_000_000, output=9_000_000),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("usage", "content", "nanos"),
+    [
+        (Usage(input_tokens=10), TEXT_ONLY, 7 + 20),
+        (Usage(input_tokens=10, cached_tokens=10), TEXT_ONLY, 7 + 10),
+        (Usage(input_tokens=10, cache_write_tokens=10), TEXT_ONLY, 7 + 30),
+        (Usage(input_tokens=10, cache_write_tokens=10, cache_write_1h_tokens=4), TEXT_ONLY, 7 + 18 + 16),
+        (Usage(input_tokens=0, output_tokens=10, reasoning_tokens=4), TEXT_ONLY, 7 + 30 + 24),
+        (Usage(input_tokens=0, output_tokens=10, audio_output_tokens=4), TEXT_ONLY, 7 + 30 + 320),
+        (Usage(input_tokens=10, audio_input_tokens=4), TEXT_ONLY, 7 + 12 + 160),
+        (Usage(input_tokens=10, audio_input_tokens=4, cached_tokens=10), TEXT_ONLY, 7 + 6 + 80),
+        (Usage(input_tokens=10, image_input_tokens=4, cached_tokens=10), TEXT_ONLY, 7 + 6 + 32),  # no discount known
+        (Usage(input_tokens=10, image_input_tokens=10), Content(images=2), 7 + 2000 + 80),
+        (Usage(input_tokens=10, output_tokens=10, service_tier="flex"), TEXT_ONLY, 7 + 10 + 20),
+        (Usage(input_tokens=10, output_tokens=10, service_tier="priority"), TEXT_ONLY, 7 + 90 + 90),
+        (Usage(input_tokens=10, service_tier="default"), Content(service_tier="priority"), 7 + 20),
+        (Usage(input_tokens=10), Content(service_tier="priority"), 7 + 90),  # the answer does not say: the dearer
+        (Usage(input_tokens=10), Content(service_tier="auto"), 7 + 90),
+        (Usage(input_tokens=10, service_tier="brand-new"), TEXT_ONLY, 7 + 90),
+    ],
+)
+def test_every_component_is_billed_at_its_own_rate(usage, content, nanos):
+    assert cost_nanos(RICH, usage, content) == nanos
+
+
+@pytest.mark.parametrize(
+    ("content", "nanos"),
+    [
+        (TEXT_ONLY, 7 + 10 * 3 + 10 * 6),
+        (Content(long_cache=True), 7 + 10 * 4 + 10 * 6),
+        (Content(audio_output=True), 7 + 10 * 3 + 10 * 80),
+        (Content(audio_tokens=5), 7 + 10 * 3 + 5 * 40 + 10 * 6),
+        (Content(images=3, images_low=1), 7 + 3000 + 10 * 3 + 210 * 8 + 10 * 6),
+        (Content(service_tier="flex"), 7 + 10 * 3 + 10 * 6),
+        (Content(service_tier="priority"), 7 + 10 * 9 + 10 * 9),
+        (Content(service_tier="auto"), 7 + 10 * 9 + 10 * 9),
+        (Content(service_tier="unheard-of"), 7 + 10 * 9 + 10 * 9),
+        (Content(service_tier="default"), 7 + 10 * 3 + 10 * 6),
+    ],
+)
+def test_the_bound_takes_the_dearest_of_what_applies(content, nanos):
+    assert upper_bound_nanos(RICH, 10, 10, content) == nanos
+
+
+def test_a_dearer_tier_without_a_price_is_bounded_by_a_factor():
+    for name in ("priority", "auto", "unheard-of"):
+        asked = Content(service_tier=name)
+        assert upper_bound_nanos(SONNET, 10, 10, asked) == UNKNOWN_TIER_FACTOR * upper_bound_nanos(SONNET, 10, 10)
+    for name in ("default", "standard", "standard_only", "flex", "batch"):
+        assert upper_bound_nanos(SONNET, 10, 10, Content(service_tier=name)) == upper_bound_nanos(SONNET, 10, 10)
+
+
+def test_the_standard_tier_is_written_where_the_account_could_choose_another():
+    pinned = Price(**RATES, version="t", service_tiers=(ServiceTier(name="default", **RATES),))
+    assert pinned_service_tier(pinned, TEXT_ONLY) == "default"
+    assert pinned_service_tier(pinned, Content(service_tier="flex")) is None
+    assert pinned_service_tier(RICH, TEXT_ONLY) is None
+
+
+def test_speech_needs_a_price():
+    assert unpriced_component(SONNET, Content(audio_output=True)) == "audio_output"
+    assert unpriced_component(SONNET, TEXT_ONLY) is None
+    assert unpriced_component(RICH, Content(audio_output=True)) is None
+
+
+def test_a_role_can_price_a_request():
+    price = fixed_price(5_000_000)
+    assert price.version == "role"
+    assert upper_bound_nanos(price, 10**6, 10**6) == cost_nanos(price, Usage(input_tokens=10**6)) == 5_000_000
+
+
+@unhurried
+@given(prices(), contents(), st.tuples(st.integers(0, 400), st.integers(0, 60), st.integers(1, 3)), st.data())
+def test_the_clamp_is_the_largest_cap_that_fits(price, content, sizes, data):
+    """Held against every cap there is, tried one by one."""
+    text, wanted, answers = sizes
+    free = data.draw(st.integers(0, 10**9) | st.integers(0, upper_bound_nanos(price, text, 200, content)))
+    fitting = [n for n in range(1, wanted + 1) if upper_bound_nanos(price, text, n * answers, content) <= free]
+    clamped = clamp_output_tokens(price, text, wanted, free, content=content, answers=answers)
+    assert clamped == (fitting[-1] if fitting else None)
+
+
+def test_the_clamp_uses_all_that_is_left():
+    free = upper_bound_nanos(SONNET, 1000, 812)
+    assert clamp_output_tokens(SONNET, 1000, 4096, free) == 812
+    assert clamp_output_tokens(SONNET, 1000, 4096, free - 1) == 811
+    assert clamp_output_tokens(SONNET, 1000, 500, free) == 500
+    assert clamp_output_tokens(SONNET, 1000, 4096, upper_bound_nanos(SONNET, 1000, 1) - 1) is None
+    assert clamp_output_tokens(SONNET, 1000, 4096, -5) is None
 
 
 def test_known_amounts():
@@ -135,6 +319,16 @@ def test_prices_are_checked():
         Price(input=1, cached_input=0, cache_write=0, output=0, version="t", tiers=(tier, tier))
     with pytest.raises(ValueError, match="at least 0"):
         upper_bound_nanos(SONNET, -1, 0)
+    with pytest.raises(ValueError, match="at least 0"):
+        Price(**RATES, reasoning=-1, version="t")
+    with pytest.raises(ValueError, match="at least 0"):
+        Price(**RATES, image_nanos=-1, version="t")
+    with pytest.raises(ValueError, match="low detail"):
+        Price(**RATES, image_tokens_max=1, image_tokens_low=2, version="t")
+    with pytest.raises(ValueError, match="one price"):
+        Price(**RATES, version="t", service_tiers=(ServiceTier(name="a", **RATES),) * 2)
+    with pytest.raises(ValueError, match="counted from 0"):
+        Content(images=1, images_low=2)
 
 
 _texts = st.text(st.characters(), max_size=60)
@@ -208,106 +402,3 @@ def test_every_answer_counts():
     assert answers_asked({"n": 128}) == 128
     with pytest.raises(ParamError):
         answers_asked({"n": 129})
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"messages": [{"role": "user", "content": "text"}]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "t"}]}, {"role": "x", "content": None}]},
-        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function"}]}]},
-        {"messages": [{"content": [{"type": "text", "text": "t", "cache_control": {"type": "ephemeral"}}]}]},
-        {"messages": [], "tools": [{"type": "function", "function": {"name": "f"}}, {"name": "anthropic"}]},
-        {"input": "text", "service_tier": "flex"},
-        {"input": [1, 2, 3]},
-        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "t"}]}]},
-        {"input": [{"type": "function_call_output", "call_id": "1", "output": "42"}]},
-        {"prompt": ["a", "b"], "modalities": ["text"], "audio": None},
-    ],
-)
-def test_text_is_boundable(body):
-    assert content_boundable(body) is None
-
-
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
-        (
-            {"messages": [{"content": "t"}, {"content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]},
-            "messages[1].content[0].image_url",
-        ),
-        (
-            {"messages": [{"content": [{"type": "text"}, {"type": "image_url", "image_url": {"url": "data:"}}]}]},
-            "messages[0].content[1].image_url",
-        ),
-        ({"messages": [{"content": [{"type": "input_audio"}]}]}, "messages[0].content[0].input_audio"),
-        ({"messages": [{"content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].file"),
-        (
-            {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]},
-            "messages[0].content[0].content[0].image",
-        ),
-        ({"messages": [{"content": [{"type": ["odd"]}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"content": {"type": "image_url"}}]}, "messages[0].content.image_url"),
-        ({"tools": [{"type": {}}]}, "tools[0]"),
-        ({"input": [{"type": []}]}, "input[0]"),
-        ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages[0].audio"),
-        ({"messages": [{"content": [{"cache_control": {"ttl": "1h"}}]}]}, "messages[0].content[0].cache_control"),
-        ({"tools": [{"type": "function"}, {"type": "web_search"}]}, "tools[1]"),
-        ({"tools": [{"type": "function", "cache_control": {"ttl": "1h"}}]}, "tools[0].cache_control"),
-        ({"input": [{"type": "item_reference", "id": "i"}]}, "input[0]"),
-        ({"input": [{"content": [{"type": "input_image"}]}]}, "input[0].content[0].input_image"),
-        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"previous_response_id": "r"}, "previous_response_id"),
-        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
-        ({"prediction": {"type": "content"}}, "prediction"),
-        ({"models": ["a", "b"]}, "models"),
-        ({"service_tier": "priority"}, "service_tier"),
-        ({"service_tier": ["odd"]}, "service_tier"),
-        ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"system": [{"type": "image"}]}, "system[0].image"),
-    ],
-)
-def test_what_text_does_not_bound_is_named(body, named):
-    assert content_boundable(body) == named
-
-
-BESIDE_TEXT = [
-    "audio",
-    "cached_content",
-    "container",
-    "conversation",
-    "extra_body",
-    "mcp_servers",
-    "modalities",
-    "models",
-    "plugins",
-    "prediction",
-    "previous_response_id",
-    "search_parameters",
-    "speed",
-    "web_search_options",
-]
-
-
-@pytest.mark.parametrize("field", BESIDE_TEXT)
-@pytest.mark.parametrize("value", [{}, [], 0, False, ""], ids=repr)
-def test_an_empty_switch_is_a_switch(field, value):
-    """An empty `web_search_options` switches web search on: only null is as good as absent."""
-    text = {"messages": [{"role": "user", "content": "t"}], "tools": []}
-    assert content_boundable({**text, field: value}) == field
-    assert content_boundable({**text, field: None}) is None
-
-
-def test_a_spoken_answer_without_content_is_still_one():
-    assert content_boundable({"messages": [{"role": "assistant", "audio": {}}]}) == "messages[0].audio"
-    assert content_boundable({"messages": [{"role": "assistant", "audio": None}]}) is None
-
-
-def test_content_nested_without_end_is_not_followed():
-    content = [{"type": "text"}]
-    for _ in range(5000):
-        content = [{"type": "tool_result", "content": content}]
-    named = content_boundable({"messages": [{"content": content}]})
-    assert named is not None
-    assert named.startswith("messages[0].content[0].content")
-    assert len(named) < 100

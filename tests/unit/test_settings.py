@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nemo_agents.errors import SettingsError
+from nemo_agents.gateway.addresses import password_of, with_password
 from nemo_agents.gateway.settings import Settings, load_settings
 
 
@@ -62,3 +65,105 @@ def test_a_named_configuration_file_must_exist(tmp_path):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_loopback_needs_no_allowed_hosts(tmp_path, host):
     assert Settings(home=tmp_path, host=host).host == host
+
+
+SECRET = "s3cr3t/@:%?"
+QUOTED = "s3cr3t%2F%40%3A%25%3F"
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "shown"),
+    [
+        (
+            "database",
+            f"postgresql://nemo:{QUOTED}@db:5432/nemo?sslmode=require",
+            "postgresql://nemo@db:5432/nemo?sslmode=require",
+        ),
+        ("database", f"postgres://nemo:{QUOTED}@a:1,b:2/nemo", "postgres://nemo@a:1,b:2/nemo"),
+        (
+            "database",
+            f"postgresql://nemo@db/nemo?password={QUOTED}&connect_timeout=3",
+            "postgresql://nemo@db/nemo?connect_timeout=3",
+        ),
+        ("database", f"postgresql:///nemo?host=/run/pg&password={QUOTED}", "postgresql:///nemo?host=%2Frun%2Fpg"),
+        ("cache", f"redis://:{QUOTED}@cache:6379/1", "redis://cache:6379/1"),
+        ("cache", f"rediss://user:{QUOTED}@[::1]:6379", "rediss://user@[::1]:6379"),
+    ],
+)
+def test_a_password_in_an_address_is_taken_out_of_sight_and_put_back_for_the_driver(tmp_path, setting, url, shown):
+    settings = Settings(home=tmp_path, **{setting: url})
+    password = getattr(settings, f"{setting}_password")
+    assert getattr(settings, setting) == shown
+    assert password.reveal() == SECRET
+    for text in (repr(settings), str(settings), f"{settings}"):
+        assert SECRET not in text
+        assert QUOTED not in text
+    full = with_password(shown, password)
+    assert str(full) == shown
+    assert QUOTED in full.reveal()
+    assert Settings(home=tmp_path, **{setting: full.reveal()}) == settings  # whichever way it came
+
+
+@pytest.mark.parametrize("url", ["postgresql://nemo@db/nemo", "postgresql:///nemo"])
+def test_an_address_without_a_password_takes_one_from_the_environment(tmp_path, url):
+    settings = Settings(home=tmp_path, database=url)
+    assert settings.database == url
+    assert settings.database_password is None
+    environ = {"NEMO_DATABASE_PASSWORD": SECRET}
+    assert password_of("database", settings.database_password, environ).reveal() == SECRET
+    assert password_of("database", None, {}) is None
+    in_address = Settings(home=tmp_path, database=f"postgresql://nemo:{QUOTED}x@db/nemo").database_password
+    assert password_of("database", in_address, environ).reveal() == SECRET + "x"
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "said"),
+    [
+        ("database", "mysql://nemo:hunter2@db/nemo", "postgresql://"),
+        ("database", "nemo:hunter2@db", "postgresql://"),
+        ("database", "host=db password=hunter2", "postgresql://"),
+        ("database", "postgresql://[hunter2", "postgresql://"),
+        ("database", "postgresql://", "names a host"),
+        ("cache", "memcached://:hunter2@cache", "redis://"),
+        ("cache", "hunter2", "redis://"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_and_not_repeated(tmp_path, setting, url, said):
+    """It may hold a password, and errors end up in logs."""
+    with pytest.raises(SettingsError) as refused:
+        Settings(home=tmp_path, **{setting: url})
+    assert said in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    (tmp_path / "gateway.toml").write_text(f'[gateway]\n{setting} = ["{url}"]')
+    with pytest.raises(SettingsError) as refused:
+        load_settings(tmp_path)
+    assert "hunter2" not in str(refused.value)
+
+
+WITHOUT_DRIVER = """
+import subprocess
+import sys
+from pathlib import Path
+setting, url, driver, home = sys.argv[1:]
+sys.modules[driver] = None
+from nemo_agents.errors import SettingsError
+from nemo_agents.gateway.server import build
+from nemo_agents.gateway.settings import Settings
+build(Settings(home=Path(home)), {})  # nobody needs a driver that no setting names
+try:
+    build(Settings(home=Path(home), **{setting: url}), {})
+except SettingsError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "driver"),
+    [("database", "postgresql://db/nemo", "psycopg"), ("cache", "redis://cache", "redis")],
+)
+def test_a_driver_that_is_not_installed_is_named_with_its_remedy(tmp_path, setting, url, driver):
+    argv = [sys.executable, "-c", WITHOUT_DRIVER, setting, url, driver, str(tmp_path / "home")]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert f"{setting} needs a driver that is not installed ({driver} is missing)" in said
+    assert "pip install 'nemo-agents[postgres,redis]'" in said

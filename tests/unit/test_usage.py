@@ -3,8 +3,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usage_variants import VARIANTS
 
-from nemo_agents.policy.usage import Usage, usage_from_openai
+from nemo_agents.policy.pricing import Price, ServiceTier, cost_nanos
+from nemo_agents.policy.usage import Usage, usage_from_anthropic, usage_from_gemini, usage_from_openai
+
+READERS = {"openai": usage_from_openai, "anthropic": usage_from_anthropic, "gemini": usage_from_gemini}
+NANO_EACH = dict.fromkeys(("input", "cached_input", "cache_write", "cache_write_1h", "output"), 10**6)
+UNIT = Price(**NANO_EACH, version="a nano a token", service_tiers=(ServiceTier(name="priority", **NANO_EACH),))
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 
@@ -128,6 +134,36 @@ def test_what_cannot_be_true_is_unknown(obj):
     assert usage_from_openai(obj) is None
 
 
+@pytest.mark.parametrize(("wire", "usage", "expected"), [row[1:] for row in VARIANTS], ids=[row[0] for row in VARIANTS])
+def test_what_providers_report(wire, usage, expected):
+    """Each variant is read exactly, or is unknown; at a nano a token, what is read costs its tokens and no less."""
+    read = READERS[wire](usage)
+    assert read == (None if expected is None else Usage(**{"input_tokens": 0, **expected}))
+    if read is not None:
+        assert cost_nanos(UNIT, read) == read.total_tokens
+
+
+def test_the_variants_are_many_and_none_is_there_twice():
+    assert len(VARIANTS) >= 60
+    assert len({row[0] for row in VARIANTS}) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("read", [usage_from_anthropic, usage_from_gemini])
+@pytest.mark.parametrize("usage", [None, [], "12", 3, True, {}])
+def test_what_is_no_usage_is_unknown_on_every_wire(read, usage):
+    assert read(usage) is None
+
+
+def test_the_answers_own_tier_counts_before_that_of_its_usage():
+    counts = {"prompt_tokens": 1, "completion_tokens": 1, "service_tier": "flex"}
+    told = usage_from_openai(counts, service_tier="default")
+    assert told is not None
+    assert told.service_tier == "default"
+    silent = usage_from_openai(counts, service_tier=None)
+    assert silent is not None
+    assert silent.service_tier == "flex"
+
+
 _junk = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 50), st.floats(allow_nan=True), st.text(max_size=3), st.just(10**13)
 )
@@ -155,6 +191,37 @@ def test_any_object_gives_a_consistent_usage_or_none(obj):
     assert usage is None or usage.total_tokens >= obj["prompt_tokens"] + (obj.get("completion_tokens") or 0)
 
 
+_ANY_WIRE = {
+    usage_from_anthropic: (
+        "input_tokens",
+        "output_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "cache_creation",
+        "service_tier",
+    ),
+    usage_from_gemini: (
+        "promptTokenCount",
+        "toolUsePromptTokenCount",
+        "candidatesTokenCount",
+        "thoughtsTokenCount",
+        "totalTokenCount",
+        "cachedContentTokenCount",
+        "promptTokensDetails",
+        "candidatesTokensDetails",
+    ),
+}
+_rows = st.lists(st.dictionaries(st.sampled_from(["modality", "tokenCount"]), st.sampled_from(["AUDIO", "IMAGE", 7])))
+_values = st.one_of(_junk, _rows, st.dictionaries(st.sampled_from(["ephemeral_1h_input_tokens"]), _junk))
+
+
+@unhurried
+@given(st.sampled_from(list(_ANY_WIRE)), st.data())
+def test_no_wire_makes_its_reader_raise(read, data):
+    usage = read(data.draw(st.dictionaries(st.sampled_from(_ANY_WIRE[read]), _values)))
+    assert usage is None or usage.total_tokens >= 0
+
+
 def test_inconsistent_values_cannot_be_built():
     with pytest.raises(ValueError, match="parts of the input"):
         Usage(input_tokens=5, cached_tokens=3, cache_write_tokens=3)
@@ -162,3 +229,9 @@ def test_inconsistent_values_cannot_be_built():
         Usage(input_tokens=5, output_tokens=1, reasoning_tokens=2)
     with pytest.raises(ValueError, match="parts of the input"):
         Usage(input_tokens=5, output_tokens=-1)
+    with pytest.raises(ValueError, match="parts of the input"):
+        Usage(input_tokens=5, audio_input_tokens=3, image_input_tokens=3)
+    with pytest.raises(ValueError, match="for an hour"):
+        Usage(input_tokens=5, cache_write_tokens=3, cache_write_1h_tokens=4)
+    with pytest.raises(ValueError, match="part of the output"):
+        Usage(input_tokens=5, output_tokens=5, reasoning_tokens=3, audio_output_tokens=3)

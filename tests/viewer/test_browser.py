@@ -147,7 +147,14 @@ def path_of(scenario: str) -> str:
 @pytest.mark.parametrize("look", ["light", "dark", "narrow", "narrow-dark", "middle"])
 def test_pages_fit_and_can_be_read(browser: Browser, base: str, look: str) -> None:
     call = v.nested().calls[2].request_id
-    paths = ["/runs", "/logs?q=state:refused", "/roles", f"{path_of('nested')}?call={call}", path_of("failed_upstream")]
+    paths = [
+        "/runs",
+        "/logs?q=state:refused",
+        "/roles",
+        path_of("shadowed"),
+        f"{path_of('nested')}?call={call}",
+        path_of("failed_upstream"),
+    ]
     with watched(browser, base, look) as made:
         for path in [*paths, path_of("stopped_by_budget"), path_of("fallback"), path_of("guardrail_block")]:
             page = made.open(path)
@@ -275,6 +282,7 @@ def test_a_running_run_is_reloaded_and_keeps_what_is_open(browser: Browser, base
 def test_hostile_text_runs_nothing_and_breaks_no_layout(browser: Browser, look: str) -> None:
     detail = pages.poisoned_run(HOSTILE)
     reader = v.MemoryReader([detail], pages.poisoned(v.fleets(), HOSTILE))
+    reader.events = pages.poisoned(v.events(), HOSTILE)
     reader.contents = {row.request_id: pages.poisoned_content(row.request_id, HOSTILE) for row in detail.calls}
     with serve(reader) as address, watched(browser, address, look) as made:
         for path in ("/runs", "/logs", "/roles", "/runs/poisoned"):

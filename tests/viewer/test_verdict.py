@@ -7,6 +7,7 @@ import pytest
 import viewer_scenarios as v
 
 from nemo_agents.admin import wire
+from nemo_agents.viewer.shadows import shadow_hint
 from nemo_agents.viewer.text import NARROW_SPACE
 from nemo_agents.viewer.verdict import cause, why
 
@@ -92,12 +93,32 @@ def test_each_scenario_is_told_in_one_sentence(scenario: str, sentence: str) -> 
             "key_revoked, this key is revoked",
         ),
         ({"kind": "error", "code": "internal_error"}, "internal_error"),
+        (
+            {"kind": "rate", "code": "loop_detected", "scope": "run", "limit": "loop"},
+            "the same request came again and again, which looks like a loop",
+        ),
     ],
 )
 def test_each_kind_of_stop_is_told_in_words(by: dict[str, str], told: str) -> None:
     detail = v.stopped_by_budget()
     detail.run.stopped_by = wire.StoppedBy(**by, request_id=detail.calls[-1].request_id)
     assert told in said(detail)
+
+
+def test_limits_in_shadow_mode_are_told_by_the_call_that_each_would_have_refused_first() -> None:
+    detail = v.shadowed()
+    parts = shadow_hint(detail)
+    assert "".join(part.text for part in parts) == (
+        "In shadow mode, the role's rpm would have refused call 3 and 1 more call; the fleet's budget would have "
+        "stopped this run at call 4; loop detection would have stopped this run at call 5."
+    )
+    assert [part.call for part in parts if part.call] == [detail.calls[n].request_id for n in (2, 3, 4)]
+    detail.run.grouped = False
+    detail.calls = detail.calls[4:]
+    assert "".join(part.text for part in shadow_hint(detail)) == (
+        "In shadow mode, loop detection would have refused this call."
+    )
+    assert shadow_hint(v.ok()) == ()
 
 
 def test_a_stop_without_a_cause_speaks_of_the_last_refused_call() -> None:

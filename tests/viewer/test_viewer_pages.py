@@ -494,6 +494,33 @@ async def test_roles_show_spend_against_budget(client: httpx.AsyncClient) -> Non
     assert "$71.40 of $80/day" in page.text
     assert "30 / 30" in page.text
     assert "This fleet has no roles." in page.text
+    for words in (
+        "$71.40 of $60/day · 119 % ◌ shadow",
+        "$312 of $900/month Europe/Amsterdam · 35 %",
+        "resets in 10 h",
+        "▲ spike 4.2x: $12.60 in the last hour, usually $3",
+        "64k / 100k ◌ shadow",
+        "gpt-4o: rpm 3 / 10",
+        "rpm 42 / 300",
+        "budget.exhausted research-crew The budget of role writer is spent: $20 of $20 per day (100%).",
+    ):
+        assert words in page.text, words
+    assert page.text.index("budget.exhausted") < page.text.index("spend.spike")  # newest first
+
+
+async def test_a_run_says_what_limits_in_shadow_mode_would_have_done(client: httpx.AsyncClient) -> None:
+    detail = v.shadowed()
+    page = Page((await client.get(f"/runs/{detail.run.run_id}")).text)
+    assert (
+        "In shadow mode, the role's rpm would have refused call 3 and 1 more call; the fleet's budget would have "
+        "stopped this run at call 4; loop detection would have stopped this run at call 5." in page.text
+    )
+    assert page.text.count("◌ shadow: role rpm") == 2
+    assert "would have been refused by run loop: The same request came 8 times in 60 seconds." in page.text
+    logs = Page((await client.get("/logs", params={"q": f"run:{detail.run.run_id}"})).text)
+    assert logs.text.count("◌ shadow: role rpm") == 2
+    plain = Page((await client.get("/runs/" + v.ok().run.run_id)).text)
+    assert "shadow" not in plain.text
 
 
 async def test_empty_stores_say_what_to_do() -> None:
@@ -660,6 +687,7 @@ def poisoned_run(payload: str) -> wire.RunDetail:
     )
     for number, row in enumerate(detail.calls):
         row.request_id = f"{payload}-{number}"
+        row.shadow = [wire.Shadowed(code=payload, scope=payload, limit=payload, message=payload)]
     detail.run.run_id = "poisoned"
     for row in detail.calls:
         row.run_id = "poisoned"
@@ -768,7 +796,7 @@ def states_of(make: Callable[[], wire.RunDetail]) -> Iterator[wire.RunDetail]:
 @pytest.mark.parametrize("payload", HOSTILE, ids=[str(number) for number in range(len(HOSTILE))])
 async def test_hostile_text_is_shown_and_never_run(payload: str, hostile: tuple[Starlette, v.MemoryReader]) -> None:
     app, reader = hostile
-    reader.details, reader.fleets = [], poisoned(v.fleets(), payload)
+    reader.details, reader.fleets, reader.events = [], poisoned(v.fleets(), payload), poisoned(v.events(), payload)
     shown = " ".join(visible(payload).split())
     async with signed_in_to(app) as client:
         for detail in states_of(lambda: poisoned_run(payload)):

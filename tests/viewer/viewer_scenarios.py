@@ -469,6 +469,31 @@ def single() -> wire.RunDetail:
     return detail("ok", [only], name="", grouped=False)
 
 
+def shadowed() -> wire.RunDetail:
+    """Limits in shadow mode refuse nothing, and say what they would have refused."""
+    rpm = wire.Shadowed(
+        code="rate_limit_exceeded", scope="role", limit="rpm", message="The role's rate of 2 requests a minute is used."
+    )
+    budget = wire.Shadowed(
+        code="budget_exhausted",
+        scope="fleet",
+        limit="budget",
+        message="The fleet's budget per day, in shadow mode, would not have allowed this call.",
+    )
+    loop = wire.Shadowed(
+        code="loop_detected", scope="run", limit="loop", message="The same request came 8 times in 60 seconds."
+    )
+    run = {"run_id": "run_5ad0e1f2a3b4c5d6"}
+    calls = [
+        call(1, **run),
+        call(2, **run),
+        call(3, shadow=[rpm], **run),
+        call(4, shadow=[rpm, budget], **run),
+        call(5, step="write", shadow=[loop], **run),
+    ]
+    return detail("ok", calls, name="trial-of-limits")
+
+
 SCENARIOS = {
     make.__name__: make
     for make in (
@@ -487,6 +512,7 @@ SCENARIOS = {
         max_calls,
         lost,
         single,
+        shadowed,
     )
 }
 
@@ -555,7 +581,21 @@ def fleets() -> list[wire.FleetStatus]:
             "tpm_used": 0,
             "last_used_us": NOW_US - 40 * SECOND,
         }
-        return wire.RoleStatus(**(values | given))
+        values |= given
+        if "budgets" not in values and values["budget_nanos"] is not None:
+            values["budgets"] = [budget(values["budget_nanos"], values["spent_nanos"], values["held_nanos"])]
+        return wire.RoleStatus(**values)
+
+    def budget(amount: int, spent: int, held: int = 0, name: str = "day", mode: str = "enforce") -> wire.BudgetStatus:
+        return wire.BudgetStatus(
+            name=name,
+            mode=mode,
+            amount_nanos=amount,
+            spent_nanos=spent,
+            held_nanos=held,
+            resets_at_us=None if name == "total" else NOW_US + 36_000 * SECOND,
+            alert_at=[0.5, 0.8],
+        )
 
     roles = [
         role("orchestrator", models=["fast-reasoning"], rpm=30, rpm_used=30),
@@ -568,6 +608,14 @@ def fleets() -> list[wire.FleetStatus]:
             tpm_used=64_200,
             guardrails=["pii-filter", "prompt-injection-detect"],
             rpm=120,
+            budgets=[
+                budget(80_000_000_000, 71_400_000_000, 4_000_000_000),
+                budget(60_000_000_000, 71_400_000_000, 4_000_000_000, mode="shadow"),
+                budget(900_000_000_000, 312_000_000_000, name="month Europe/Amsterdam"),
+            ],
+            spike=wire.SpikeStatus(hour_nanos=12_600_000_000, usual_nanos=3_000_000_000, factor=4.2),
+            shadow=["tpm"],
+            model_rates=[wire.ModelRates(model="gpt-4o", rpm=10, rpm_used=3, tpm=None, tpm_used=812)],
         ),
         role("writer", spent_nanos=20_000_000_000, models=["claude-3-5-sonnet-20241022"], guardrails=["secrets"]),
         role(
@@ -588,11 +636,35 @@ def fleets() -> list[wire.FleetStatus]:
         period="day",
         resets_at_us=NOW_US + 36_000 * SECOND,
         roles=roles,
+        budgets=[budget(170_000_000_000, 97_820_000_000, 4_000_000_000), budget(2_000_000_000_000, 1, name="total")],
+        rpm=300,
+        rpm_used=42,
+        tpm_used=71_000,
     )
     empty = wire.FleetStatus(
         fleet="empty", spent_nanos=0, held_nanos=0, budget_nanos=None, period=None, resets_at_us=None, roles=[]
     )
     return [crew, empty]
+
+
+def events() -> list[wire.EventRow]:
+    told = (
+        ("budget.alert", "The budget of role researcher has reached 80%: spent $64.10 of $80 per day (80%)."),
+        ("spend.spike", "Role researcher has spent $12.60 in the last hour, 4.2 times its usual $3."),
+        ("budget.exhausted", "The budget of role writer is spent: $20 of $20 per day (100%)."),
+    )
+    return [
+        wire.EventRow(
+            seq=seq,
+            event_id=f"evt_{seq}",
+            kind=kind,
+            at_us=NOW_US - (4 - seq) * 600 * SECOND,
+            fleet="research-crew",
+            role=message.split(" ")[3 if kind.startswith("budget") else 1],
+            message=message,
+        )
+        for seq, (kind, message) in enumerate(told, 1)
+    ]
 
 
 class MemoryReader:
@@ -604,6 +676,7 @@ class MemoryReader:
         self.contents = {row.request_id: conversation(row) for each in details for row in each.calls}
         self.asked: list[dict[str, Any]] = []
         self.fails: Exception | None = None
+        self.events = events() if fleet_rows else []
 
     async def list_runs(self, *, before: str | None, limit: int, **where: Any) -> wire.RunPage:
         self._ask(where)
@@ -640,6 +713,10 @@ class MemoryReader:
     async def fleet_status(self) -> list[wire.FleetStatus]:
         self._ask({})
         return self.fleets
+
+    async def latest_events(self, limit: int) -> list[wire.EventRow]:
+        self._ask({})
+        return self.events[-limit:]
 
     def _ask(self, what: dict[str, Any]) -> None:
         self.asked.append(what)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nemo_agents.gateway.admin import fleets, keys, observe
+from nemo_agents.gateway.admin import events, fleets, keys, observe, prices
 from nemo_agents.gateway.admin.access import AdminRoute, to_starlette
 from nemo_agents.gateway.admin.faults import AdminFault, fault_response
 from nemo_agents.gateway.admin.reading import StoreReader
@@ -19,7 +19,7 @@ from nemo_agents.viewer.paths import viewer_routes
 
 __all__ = ["ROUTES", "admin_and_viewer"]
 
-ROUTES: list[AdminRoute] = [*observe.ROUTES, *keys.ROUTES, *fleets.ROUTES]
+ROUTES: list[AdminRoute] = [*observe.ROUTES, *events.ROUTES, *keys.ROUTES, *fleets.ROUTES, *prices.ROUTES]
 _log = structlog.get_logger("nemo_agents.gateway")
 
 

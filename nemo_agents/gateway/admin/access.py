@@ -17,7 +17,7 @@ from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["Access", "AdminRoute", "Caller", "to_starlette"]
+__all__ = ["Access", "AdminRoute", "Caller", "caller_of", "to_starlette"]
 
 _MAX_BODY_BYTES = 2 * 1024 * 1024
 _NOWHERE = "\0"  # not "", under which the store keeps what belongs to no fleet, of whichever key
@@ -57,14 +57,15 @@ class AdminRoute:
     path: str
     access: Access
     handler: Handler
+    max_body_bytes: int = _MAX_BODY_BYTES
 
 
 def to_starlette(route: AdminRoute, gateway: Gateway) -> Route:
     """Return the Starlette route that checks the credential, reads the body, and calls the handler."""
 
     async def endpoint(request: Request) -> Response:
-        caller = _caller(gateway, request, route.access)
-        body = await _body(request)
+        caller = caller_of(gateway, request, route.access)
+        body = await _body(request, route.max_body_bytes)
         if route.access is Access.ADMIN and route.method != "GET":
             async with gateway.changing:
                 return await route.handler(gateway, request, caller, body)
@@ -73,7 +74,8 @@ def to_starlette(route: AdminRoute, gateway: Gateway) -> Route:
     return Route(route.path, endpoint, methods=[route.method], name=f"{route.method} {route.path}")
 
 
-def _caller(gateway: Gateway, request: Request, access: Access) -> Caller:
+def caller_of(gateway: Gateway, request: Request, access: Access) -> Caller:
+    """Return who calls. Raises AdminFault for a credential that is absent, not good now, or not enough."""
     if access is Access.PUBLIC:
         return Caller(admin=False)
     presented = bearer(dict(request.headers))
@@ -92,14 +94,14 @@ def _caller(gateway: Gateway, request: Request, access: Access) -> Caller:
     return Caller(admin=False, grant=found[0])
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, max_bytes: int) -> bytes:
     if request.method in ("GET", "HEAD"):
         return b""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > _MAX_BODY_BYTES:
-            raise AdminFault(413, f"The body is larger than {_MAX_BODY_BYTES} bytes.", "bad_request_error")
+        if len(raw) > max_bytes:
+            raise AdminFault(413, f"The body is larger than {max_bytes} bytes.", "bad_request_error")
     if raw and not request.headers.get("content-type", "").startswith("application/json"):
         raise bad("Send the body as `content-type: application/json`.")
     return bytes(raw)

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import UNSET, UnsetType
 
 from nemo_agents.gateway.admin.faults import AdminFault, bad
 from nemo_agents.gateway.admin.json import decode
 from nemo_agents.money import nanos_from_wire
+from nemo_agents.policy.budgets import BudgetRule, ModelLimit
 from nemo_agents.policy.guardrails import BUILTIN
-from nemo_agents.policy.periods import period_at
+from nemo_agents.policy.rulewire import (
+    COUNT_MAX,
+    RuleFault,
+    check_budgets,
+    first_budget,
+    model_fields,
+    read_budgets,
+    read_model_limits,
+)
 
-__all__ = ["check_period", "iso", "parse_alert_at", "parse_budget", "parse_fields", "parse_guardrails", "parse_limit"]
+__all__ = [
+    "iso",
+    "keep_ours",
+    "ours_of",
+    "parse_budget",
+    "parse_budgets",
+    "parse_fields",
+    "parse_guardrails",
+    "parse_limit",
+    "parse_model_limits",
+    "parse_ours",
+    "refuse_soft_budget",
+]
 
-_MAX_LIMIT = 10**12
+_T = TypeVar("_T")
 
 
 def parse_fields(raw: bytes, shape: type[Any]) -> Any:
@@ -27,7 +51,7 @@ def parse_fields(raw: bytes, shape: type[Any]) -> Any:
 
 def parse_limit(value: int | None, wire: str) -> int | None:
     """Return a limit per minute, or None for no limit."""
-    if value is not None and not 1 <= value <= _MAX_LIMIT:
+    if value is not None and not 1 <= value <= COUNT_MAX:
         raise bad(f"`{wire}` must be a whole number of at least 1, or null for no limit.", wire)
     return value
 
@@ -40,12 +64,77 @@ def parse_budget(value: float | None) -> int | None:
         raise bad(f"`max_budget`: {error}.", "max_budget") from None
 
 
-def parse_alert_at(ours: Mapping[str, Any]) -> float | None:
-    """Return the alert threshold in `metadata.nemo`: a fraction of the budget, or None for no alert."""
-    alert_at = ours.get("alert_at")
-    if alert_at is not None and not (type(alert_at) in (int, float) and 0 < alert_at <= 1):
-        raise bad("`metadata.nemo.alert_at` must be a fraction above 0 and up to 1.", "metadata")
-    return alert_at
+def parse_budgets(
+    former: Sequence[BudgetRule],
+    max_budget: float | None | UnsetType,
+    duration: str | None | UnsetType,
+    ours: Mapping[str, Any],
+) -> tuple[BudgetRule, ...]:
+    """Return the budgets after a change: what the fields leave out stays as it was, the rest is in `metadata.nemo`."""
+    first = first_budget(former)
+    nanos = first.amount_nanos if first is not None else None
+    if max_budget is not UNSET:
+        nanos = parse_budget(max_budget)
+    if nanos is None and duration not in (UNSET, None, ""):
+        raise bad("`budget_duration` is that of `max_budget`, and there is none.", "budget_duration")
+    lasts = first.duration if first is not None else None
+    if duration is not UNSET:
+        lasts = duration or None
+    with _named():
+        budgets = read_budgets(nanos, lasts if nanos is not None else None, ours)
+        check_budgets(budgets)
+    return budgets
+
+
+def parse_model_limits(
+    former: Sequence[ModelLimit],
+    rpm: dict[str, Any] | None | UnsetType,
+    tpm: dict[str, Any] | None | UnsetType,
+    ours: Mapping[str, Any],
+) -> tuple[ModelLimit, ...]:
+    """Return limits by model after a change: what the fields leave out stays, the rest is in `metadata.nemo`."""
+    had = model_fields(former)
+    with _named():
+        return read_model_limits(
+            had["model_rpm_limit"] if rpm is UNSET else rpm, had["model_tpm_limit"] if tpm is UNSET else tpm, ours
+        )
+
+
+def parse_ours(read: Callable[[Mapping[str, Any]], _T], ours: Mapping[str, Any]) -> _T:
+    """Return what `read` finds in `metadata.nemo`; 400 with its path when it cannot be meant."""
+    with _named():
+        return read(ours)
+
+
+def ours_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the gateway's own part of a row's metadata."""
+    ours = metadata.get("nemo", {})
+    if not isinstance(ours, dict):
+        raise bad("`metadata.nemo` must be an object.", "metadata")
+    return ours
+
+
+def keep_ours(metadata: dict[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new metadata with the former `nemo` part where it has none.
+
+    Another tool's metadata says nothing of limits that LiteLLM does not know, and must not lift them.
+    """
+    return {**metadata, "nemo": former["nemo"]} if "nemo" not in metadata and "nemo" in former else metadata
+
+
+def refuse_soft_budget(value: object) -> None:
+    """Refuse LiteLLM's `soft_budget`, which would pass unseen, with what to write for it."""
+    if value is not UNSET and value is not None:
+        remedy = '{"max_budget": 5, "budget_duration": "1d", "alert_at": [1.0], "mode": "shadow"}'
+        raise bad(f"`soft_budget` is not known: put a budget in shadow into `metadata.nemo.budgets`: {remedy}.")
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except RuleFault as fault:
+        raise bad(str(fault), fault.field.partition(".")[0]) from None
 
 
 def parse_guardrails(names: list[str]) -> tuple[str, ...]:
@@ -54,14 +143,6 @@ def parse_guardrails(names: list[str]) -> tuple[str, ...]:
         if name not in BUILTIN:
             raise bad(f"No guardrail is named {name[:100]!r}; there are {', '.join(BUILTIN)}.", "guardrails")
     return tuple(names)
-
-
-def check_period(duration: str | None) -> None:
-    """Refuse a budget duration that has no period."""
-    try:
-        period_at(duration, 0)
-    except ValueError as error:
-        raise bad(f"`budget_duration`: {error}.", "budget_duration") from None
 
 
 def iso(at_us: int | None) -> str | None:

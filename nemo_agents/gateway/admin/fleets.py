@@ -13,13 +13,23 @@ from starlette.responses import Response
 from nemo_agents.admin.wire import DeploymentRow, TeamRow
 from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
 from nemo_agents.gateway.admin.faults import bad, not_found
-from nemo_agents.gateway.admin.fields import check_period, iso, parse_alert_at, parse_budget, parse_fields, parse_limit
+from nemo_agents.gateway.admin.fields import (
+    iso,
+    keep_ours,
+    ours_of,
+    parse_budgets,
+    parse_fields,
+    parse_limit,
+    parse_ours,
+    refuse_soft_budget,
+)
 from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.admin.keys import key_rows
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import FleetRecord
 from nemo_agents.money import nanos_to_wire
 from nemo_agents.policy.routing import Deployment
+from nemo_agents.policy.rulewire import first_budget, read_max_parallel, read_shadow
 
 __all__ = ["ROUTES"]
 
@@ -33,6 +43,7 @@ class TeamFields(msgspec.Struct, kw_only=True):
     budget_duration: str | None | UnsetType = UNSET
     rpm_limit: int | None | UnsetType = UNSET
     tpm_limit: int | None | UnsetType = UNSET
+    soft_budget: float | None | UnsetType = UNSET
     models: list[str] | None | UnsetType = UNSET
     metadata: dict[str, Any] | None | UnsetType = UNSET
     blocked: bool | None | UnsetType = UNSET
@@ -148,12 +159,8 @@ async def _model_delete(gateway: Gateway, _request: Request, _caller: Caller, ra
 
 
 def _apply(fleet: FleetRecord, fields: TeamFields, now_us: int) -> FleetRecord:
+    refuse_soft_budget(fields.soft_budget)
     changes: dict[str, Any] = {"updated_us": now_us}
-    if fields.max_budget is not UNSET:
-        changes["budget_nanos"] = parse_budget(fields.max_budget)
-    if fields.budget_duration is not UNSET:
-        check_period(fields.budget_duration)
-        changes["budget_duration"] = fields.budget_duration
     if fields.rpm_limit is not UNSET:
         changes["rpm"] = parse_limit(fields.rpm_limit, "rpm_limit")
     if fields.tpm_limit is not UNSET:
@@ -162,10 +169,16 @@ def _apply(fleet: FleetRecord, fields: TeamFields, now_us: int) -> FleetRecord:
         changes["models"] = tuple(fields.models or ())
     if fields.blocked is not UNSET:
         changes["blocked"] = bool(fields.blocked)
+    metadata = fleet.metadata
     if fields.metadata is not UNSET:
-        metadata = fields.metadata or {}
-        ours = metadata.get("nemo")
-        changes |= {"metadata": metadata, "alert_at": parse_alert_at(ours if isinstance(ours, dict) else {})}
+        metadata = keep_ours(fields.metadata or {}, fleet.metadata)
+        ours = ours_of(metadata)
+        changes |= {
+            "metadata": metadata,
+            "shadow": parse_ours(read_shadow, ours),
+            "max_parallel": parse_ours(read_max_parallel, ours),
+        }
+    changes["budgets"] = parse_budgets(fleet.budgets, fields.max_budget, fields.budget_duration, ours_of(metadata))
     return replace(fleet, **changes)
 
 
@@ -178,13 +191,14 @@ def _fleet(gateway: Gateway, name: str | None) -> FleetRecord:
 async def _row(gateway: Gateway, fleet: FleetRecord) -> TeamRow:
     scope = gateway.fleet_scope(fleet.fleet, now_us=gateway.clock.now_us())
     (balance,) = await gateway.store.balances([scope])
+    first = first_budget(fleet.budgets)
     return TeamRow(
         team_id=fleet.fleet,
         team_alias=fleet.fleet,
         models=list(fleet.models),
         spend=nanos_to_wire(balance.posted_nanos),
-        max_budget=None if fleet.budget_nanos is None else nanos_to_wire(fleet.budget_nanos),
-        budget_duration=fleet.budget_duration,
+        max_budget=None if first is None else nanos_to_wire(first.amount_nanos),
+        budget_duration=None if first is None else first.duration,
         budget_reset_at=iso(scope.resets_at_us),
         rpm_limit=fleet.rpm,
         tpm_limit=fleet.tpm,

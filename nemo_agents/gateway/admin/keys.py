@@ -18,13 +18,16 @@ from nemo_agents.admin.wire import KeyRow
 from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
 from nemo_agents.gateway.admin.faults import AdminFault, bad, not_found
 from nemo_agents.gateway.admin.fields import (
-    check_period,
     iso,
-    parse_alert_at,
-    parse_budget,
+    keep_ours,
+    ours_of,
+    parse_budgets,
     parse_fields,
     parse_guardrails,
     parse_limit,
+    parse_model_limits,
+    parse_ours,
+    refuse_soft_budget,
 )
 from nemo_agents.gateway.admin.json import json_response
 from nemo_agents.gateway.state import Gateway
@@ -32,6 +35,7 @@ from nemo_agents.money import nanos_to_wire
 from nemo_agents.policy.keys import Grant, KeySecret, mask_key, parse_public_id
 from nemo_agents.policy.ledger import BudgetScope
 from nemo_agents.policy.periods import span_seconds
+from nemo_agents.policy.rulewire import first_budget, model_fields, read_loop, read_request_nanos, read_shadow
 
 __all__ = ["ROUTES", "key_rows"]
 
@@ -47,6 +51,9 @@ class KeyFields(msgspec.Struct, kw_only=True):
     rpm_limit: int | None | UnsetType = UNSET
     tpm_limit: int | None | UnsetType = UNSET
     max_parallel_requests: int | None | UnsetType = UNSET
+    model_rpm_limit: dict[str, int] | None | UnsetType = UNSET
+    model_tpm_limit: dict[str, int] | None | UnsetType = UNSET
+    soft_budget: float | None | UnsetType = UNSET
     guardrails: list[str] | None | UnsetType = UNSET
     metadata: dict[str, Any] | None | UnsetType = UNSET
     blocked: bool | None | UnsetType = UNSET
@@ -198,7 +205,8 @@ async def _regenerate(gateway: Gateway, request: Request, _caller: Caller, raw: 
 
 def _apply(grant: Grant, fields: KeyFields, now_us: int) -> Grant:
     changes: dict[str, Any] = {"updated_us": now_us}
-    for wire, name in (("key_alias", "alias"), ("team_id", "fleet"), ("budget_duration", "budget_duration")):
+    refuse_soft_budget(fields.soft_budget)
+    for wire, name in (("key_alias", "alias"), ("team_id", "fleet")):
         value = getattr(fields, wire)
         if value is not UNSET:
             changes[name] = value or None
@@ -210,29 +218,25 @@ def _apply(grant: Grant, fields: KeyFields, now_us: int) -> Grant:
             changes[name] = parse_limit(value, wire)
     if fields.models is not UNSET:
         changes["models"] = tuple(fields.models or ())
-    if fields.max_budget is not UNSET:
-        changes["budget_nanos"] = parse_budget(fields.max_budget)
     if fields.guardrails is not UNSET:
         changes["guardrails"] = parse_guardrails(fields.guardrails or [])
     if fields.blocked is not UNSET:
         changes["blocked"] = bool(fields.blocked)
     if fields.duration is not UNSET:
         changes["expires_us"] = _expiry(fields.duration, now_us)
+    metadata = grant.metadata
     if fields.metadata is not UNSET:
-        metadata = fields.metadata or {}
-        if "nemo" not in metadata and "nemo" in grant.metadata:
-            # Another tool's metadata says nothing of the role's own limits, and must not lift them.
-            metadata = {**metadata, "nemo": grant.metadata["nemo"]}
+        metadata = keep_ours(fields.metadata or {}, grant.metadata)
         changes |= _from_metadata(metadata)
-    grant = replace(grant, **changes)
-    check_period(grant.budget_duration)
-    return grant
+    ours = ours_of(metadata)
+    rpm, tpm = fields.model_rpm_limit, fields.model_tpm_limit
+    changes["budgets"] = parse_budgets(grant.budgets, fields.max_budget, fields.budget_duration, ours)
+    changes["model_limits"] = parse_model_limits(grant.model_limits, rpm, tpm, ours)
+    return replace(grant, **changes)
 
 
 def _from_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    ours = metadata.get("nemo", {})
-    if not isinstance(ours, dict):
-        raise bad("`metadata.nemo` must be an object.", "metadata")
+    ours = ours_of(metadata)
     tools, role = ours.get("tools"), ours.get("role")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, str) for tool in tools)):
         raise bad("`metadata.nemo.tools` must be a list of tool names.", "metadata")
@@ -240,7 +244,9 @@ def _from_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         "metadata": metadata,
         "role": role if isinstance(role, str) else None,
         "tools": tuple(tools) if tools is not None else None,
-        "alert_at": parse_alert_at(ours),
+        "shadow": parse_ours(read_shadow, ours),
+        "loop": parse_ours(read_loop, ours),
+        "request_nanos": parse_ours(read_request_nanos, ours),
     }
 
 
@@ -283,7 +289,7 @@ async def _row(gateway: Gateway, grant: Grant) -> KeyRow:
 
 
 async def key_rows(gateway: Gateway, grants: list[Grant]) -> list[KeyRow]:
-    """Return grants as `/key/info` shows them, with what they spent in the current period of their budget."""
+    """Return grants as `/key/info` shows them, with what they spent in the current period of their first budget."""
     now_us = gateway.clock.now_us()
     scopes = [gateway.role_scope(grant, now_us=now_us) for grant in grants]
     balances = await gateway.store.balances(scopes)
@@ -295,7 +301,7 @@ async def key_rows(gateway: Gateway, grants: list[Grant]) -> list[KeyRow]:
 
 
 def _key_row(grant: Grant, posted_nanos: int, scope: BudgetScope) -> KeyRow:
-    newest = grant.secrets[-1]
+    newest, first = grant.secrets[-1], first_budget(grant.budgets)
     return KeyRow(
         token=newest.public_id,
         key_name=mask_key(f"sk-nemo-{newest.public_id}-" + "0" * 38)[:-4],
@@ -303,12 +309,13 @@ def _key_row(grant: Grant, posted_nanos: int, scope: BudgetScope) -> KeyRow:
         team_id=grant.fleet,
         models=list(grant.models),
         spend=nanos_to_wire(posted_nanos),
-        max_budget=None if grant.budget_nanos is None else nanos_to_wire(grant.budget_nanos),
-        budget_duration=grant.budget_duration,
+        max_budget=None if first is None else nanos_to_wire(first.amount_nanos),
+        budget_duration=None if first is None else first.duration,
         budget_reset_at=iso(scope.resets_at_us),
         rpm_limit=grant.rpm,
         tpm_limit=grant.tpm,
         max_parallel_requests=grant.max_parallel,
+        **model_fields(grant.model_limits),
         guardrails=list(grant.guardrails),
         metadata=grant.metadata,
         blocked=grant.blocked,

@@ -16,6 +16,7 @@ from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
 from nemo_agents.gateway.admin.faults import AdminFault, bad, not_found
 from nemo_agents.gateway.admin.fields import parse_fields
 from nemo_agents.gateway.admin.json import json_response
+from nemo_agents.gateway.health import readiness
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.status import fleet_statuses
 from nemo_agents.gateway.stores.base import LogFilter
@@ -38,8 +39,8 @@ async def _live(_gateway: Gateway, _request: Request, _caller: Caller, _raw: byt
 
 
 async def _ready(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
-    await gateway.store.flush()
-    return json_response({"status": "ready"})
+    status, body = await readiness(gateway)
+    return json_response(body, status=status)
 
 
 async def _info(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:

@@ -74,3 +74,8 @@ class StoreReader:
         """Return every fleet with its roles as they are now."""
         with _readable():
             return await fleet_statuses(self._gateway)
+
+    async def latest_events(self, limit: int) -> list[wire.EventRow]:
+        """Return the latest events of all fleets, oldest first."""
+        with _readable():
+            return list(await self._gateway.store.events(after=-1, limit=limit))

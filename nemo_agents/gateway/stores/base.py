@@ -12,12 +12,14 @@ Times are integer microseconds since the epoch (UTC), money is integer nanos.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
 from nemo_agents.admin import wire
+from nemo_agents.policy.budgets import BudgetRule
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, Held, HoldRefused, RunCaps, RunRefused, Settlement
 from nemo_agents.policy.routing import Deployment
@@ -27,7 +29,10 @@ __all__ = [
     "AttemptStart",
     "CallEnd",
     "CallStart",
+    "Change",
+    "Delivery",
     "FleetRecord",
+    "HourSpend",
     "LogFilter",
     "RecentUse",
     "Store",
@@ -44,11 +49,11 @@ class FleetRecord:
     """A fleet as the gateway keeps it (a LiteLLM team)."""
 
     fleet: str
-    budget_nanos: int | None = None
-    budget_duration: str | None = None
-    alert_at: float | None = None
+    budgets: tuple[BudgetRule, ...] = ()
     rpm: int | None = None
     tpm: int | None = None
+    max_parallel: int | None = None
+    shadow: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     blocked: bool = False
@@ -130,6 +135,7 @@ class CallEnd(Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     guardrails: tuple[str, ...] = ()
     answer: bytes | None = None  # JSON of the answer message; None when content is not kept
+    shadow: tuple[wire.Shadowed, ...] = ()  # refusals that were not given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +160,36 @@ class RecentUse:
     fleet: str | None
     at_us: int
     tokens: int  # 0 where nobody knows: what admission estimated is not kept
+    model: str | None = None  # as the caller named it
+
+
+class HourSpend(Struct, frozen=True, kw_only=True):
+    """What the calls of a grant that started within one hour have cost."""
+
+    grant_id: str
+    hour_us: int  # its start; hours are counted from the epoch
+    cost_nanos: int
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """An event that a webhook has still to get; `attempts` were made before."""
+
+    event: wire.EventRow
+    webhook: str
+    attempts: int
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """Something that admission knows in memory was changed, perhaps by another replica."""
+
+    kind: Literal["grant", "fleet", "deployment", "document", "run"]
+    id: str
 
 
 class Store(Protocol):
     """What the gateway needs of a store."""
+
+    shared: bool  # whether other gateways write it too
 
     async def start(self) -> None:
         """Open the store and bring its schema up to date. Raises SettingsError when it cannot be used as it is."""
@@ -186,6 +218,12 @@ class Store(Protocol):
 
         A refusal for a budget, a call cap or a stop marks a grouped run as stopped. While the store cannot write,
         these records are kept in memory up to a number, the latest of them.
+        """
+
+    async def room_for_refusal(self) -> None:
+        """Return when there is room for one more refusal in the queue, or the store cannot write; then log it at once.
+
+        A caller that is refused faster than its refusals are written waits for its answers, and nobody else does.
         """
 
     async def sweep(self, now_us: int) -> int:
@@ -223,9 +261,47 @@ class Store(Protocol):
     async def delete_deployment(self, deployment_id: str) -> bool:
         """Remove a deployment; say whether there was one."""
 
+    async def document(self, name: str) -> bytes | None:
+        """Return a document by name (a table of prices, say); None when there is none."""
+
+    async def put_document(self, name: str, body: bytes) -> None:
+        """Insert or replace a document."""
+
+    # --- many replicas ------------------------------------------------------------------------------------------
+    def exclusive(self) -> AbstractAsyncContextManager[None]:
+        """Return a context in which no other gateway changes keys, fleets or deployments. Raises StoreUnavailable."""
+
+    async def changes(self, after: int | None) -> tuple[int, Sequence[Change]]:
+        """Return the changes by anybody since a position, in order, and the position after them.
+
+        `after` None asks for the position alone. A store that nobody shares answers with none.
+        """
+
+    async def now_us(self) -> int | None:
+        """Return the time of the store's own clock, by which periods count where replicas share it; else None."""
+
+    # --- events and webhooks ------------------------------------------------------------------------------------
+    async def put_event(self, event: wire.EventRow, *, once: str, webhooks: Sequence[str]) -> int | None:
+        """Store an event with a delivery to each webhook, and return its `seq`.
+
+        `once` names what it tells: a second event of that name is not stored, and the answer is None.
+        """
+
+    async def events(self, *, after: int, limit: int, fleet: str | None = None) -> Sequence[wire.EventRow]:
+        """Return events in the order of storing. `after` -1 asks for the latest ones."""
+
+    async def claim_deliveries(self, now_us: int, *, lease_us: int, limit: int) -> Sequence[Delivery]:
+        """Return deliveries that are due, the oldest first, and keep them from others until the lease ends."""
+
+    async def end_delivery(self, seq: int, webhook: str, *, retry_us: int | None, error: str | None) -> None:
+        """Note how a delivery went: done, to be tried again at `retry_us`, or given up (None with an error)."""
+
     # --- ledger reads -------------------------------------------------------------------------------------------
     async def balances(self, scopes: Sequence[BudgetScope]) -> Sequence[Balance]:
         """Return the balance of each scope, zero where nothing was ever held."""
+
+    async def spend_by_hour(self, since_us: int, until_us: int) -> Sequence[HourSpend]:
+        """Return what each grant spent in each hour, by the start of its calls; hours of nothing are absent."""
 
     async def verify_ledger(self) -> Sequence[str]:
         """Recompute every balance from the entries; return one sentence per thing that does not add up."""

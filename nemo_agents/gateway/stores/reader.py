@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from nemo_agents.gateway.stores.base import StoreUnavailable
-from nemo_agents.gateway.stores.writer import is_outage
+from nemo_agents.gateway.stores.database import Database, Dialect
 
 __all__ = ["Readers", "cursor_of", "marks", "parse_cursor"]
 
@@ -26,24 +25,28 @@ _T = TypeVar("_T")
 class Readers:
     """A small pool of threads that read."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, threads: int = 4) -> None:
+    def __init__(
+        self, connect: Callable[[], Database], dialect: Dialect, *, begin: str = "BEGIN", threads: int = 4
+    ) -> None:
         self._connect = connect
+        self._dialect = dialect
+        self._begin = begin
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="nemo-store-reader")
         self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._open: list[Database] = []
         self._lock = threading.Lock()
 
-    async def read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def read(self, query: Callable[[Database], _T]) -> _T:
         """Run a query in a read transaction on one of the threads. Raises StoreUnavailable."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, query)
-        except (sqlite3.Error, OSError) as error:
-            if is_outage(error):
-                raise StoreUnavailable(f"the store cannot be read now: {error}") from error
-            raise
         except RuntimeError as error:  # the executor was shut down
             if "shutdown" in str(error):
                 raise StoreUnavailable("the store is closed") from error
+            raise
+        except Exception as error:
+            if self._dialect.is_outage(error):
+                raise StoreUnavailable(f"the store cannot be read now: {' '.join(str(error).split())}") from error
             raise
 
     async def close(self) -> None:
@@ -54,19 +57,30 @@ class Readers:
                 db.close()
             self._open.clear()
 
-    def _run(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = self._connect()
-            with self._lock:
-                self._open.append(db)
+    def _run(self, query: Callable[[Database], _T]) -> _T:
+        known: Database | None = getattr(self._local, "db", None)
+        if known is not None:
+            try:
+                return self._ask(known, query)
+            except self._dialect.errors as error:  # it may have grown stale while nobody asked
+                if not self._dialect.may_retry(error):
+                    raise
+        return self._ask(self._opened(), query)
+
+    def _opened(self) -> Database:
+        db = self._local.db = self._connect()
+        with self._lock:
+            self._open.append(db)
+        return db
+
+    def _ask(self, db: Database, query: Callable[[Database], _T]) -> _T:
         try:
-            db.execute("BEGIN")
+            db.execute(self._begin)
             try:
                 return query(db)
             finally:
                 db.execute("ROLLBACK")
-        except sqlite3.Error:
+        except self._dialect.errors:
             self._local.db = None
             with self._lock:
                 self._open.remove(db)

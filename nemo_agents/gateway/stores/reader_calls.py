@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nemo_agents.admin.wire import AttemptRow, CallContent, CallRow, LogPage
+import msgspec
+
+from nemo_agents.admin.wire import AttemptRow, CallContent, CallRow, LogPage, Shadowed
 from nemo_agents.errors import Code
 from nemo_agents.gateway.stores.base import LogFilter, RecentUse
+from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.reader import cursor_of, marks, parse_cursor
 from nemo_agents.gateway.stores.writer_content import HASH_BYTES, unpack
 
@@ -19,7 +21,7 @@ _SELECT = (
     "SELECT c.run, c.seq, c.request_id, r.run_id, s.step, r.fleet, c.role, c.key_alias, c.key_id, c.endpoint, c.stream,"
     " c.model_asked, c.model_served, c.provider, c.state, c.status, c.code, c.error, c.limit_name, c.scope,"
     " c.started_us, c.ended_us, c.ttft_us, c.input_tokens, c.output_tokens, c.cached_tokens, c.cost_nanos,"
-    " c.held_nanos, c.usage_source, c.finish_reason, c.attempts, c.guardrails"
+    " c.held_nanos, c.usage_source, c.finish_reason, c.attempts, c.guardrails, c.shadow"
     " FROM calls c JOIN runs r ON r.run = c.run LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step"
 )
 _ATTEMPTS = (
@@ -29,7 +31,7 @@ _ATTEMPTS = (
 _CHUNK = 500
 
 
-def read_calls(db: sqlite3.Connection, where: LogFilter, *, before: str | None, limit: int) -> LogPage:
+def read_calls(db: Database, where: LogFilter, *, before: str | None, limit: int) -> LogPage:
     """Return a page of the request log, newest first. Raises ValueError for a bad cursor."""
     conditions, values = _conditions(where)
     if before is not None:
@@ -45,7 +47,7 @@ def read_calls(db: sqlite3.Connection, where: LogFilter, *, before: str | None, 
     return LogPage(calls=[_call(row) for row in page], next=cursor_of(last[20], last[0], last[1]) if last else None)
 
 
-def read_call(db: sqlite3.Connection, request_id: str) -> CallRow | None:
+def read_call(db: Database, request_id: str) -> CallRow | None:
     """Return one record with its attempts."""
     row = db.execute(f"{_SELECT} WHERE c.request_id = :id", {"id": request_id}).fetchone()
     if row is None:
@@ -56,7 +58,7 @@ def read_call(db: sqlite3.Connection, request_id: str) -> CallRow | None:
     return call
 
 
-def read_calls_of_run(db: sqlite3.Connection, run: int) -> list[CallRow]:
+def read_calls_of_run(db: Database, run: int) -> list[CallRow]:
     """Return the calls of a run in order, with their attempts."""
     calls = [_call(row) for row in db.execute(f"{_SELECT} WHERE c.run = :run ORDER BY c.seq", {"run": run})]
     by_seq = {call.seq: call for call in calls}
@@ -65,7 +67,7 @@ def read_calls_of_run(db: sqlite3.Connection, run: int) -> list[CallRow]:
     return calls
 
 
-def read_contents(db: sqlite3.Connection, request_ids: Sequence[str]) -> dict[str, CallContent]:
+def read_contents(db: Database, request_ids: Sequence[str]) -> dict[str, CallContent]:
     """Return what these calls said, where it was kept."""
     rows: list[tuple[str, bytes | None, bytes | None, bytes | None]] = []
     for ids in _chunks(request_ids):
@@ -87,7 +89,7 @@ def read_contents(db: sqlite3.Connection, request_ids: Sequence[str]) -> dict[st
     return contents
 
 
-def read_recent_use(db: sqlite3.Connection, since_us: int) -> list[RecentUse]:
+def read_recent_use(db: Database, since_us: int) -> list[RecentUse]:
     """Return the requests since then that admission counted, oldest first, with their tokens (0 where unknown).
 
     Admission asks for shape, grouping, model and tools first and for the requests of the minute then, and
@@ -95,13 +97,17 @@ def read_recent_use(db: sqlite3.Connection, since_us: int) -> list[RecentUse]:
     having no model yet; bad grouping alone cannot be told from later faults of a request, and is counted.
     """
     rows = db.execute(
-        "SELECT c.grant_id, r.fleet, c.started_us, coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0)"
-        " FROM calls c JOIN runs r ON r.run = c.run WHERE c.started_us >= :since AND c.grant_id IS NOT NULL"
+        "SELECT c.grant_id, r.fleet, c.started_us, coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0),"
+        " c.model_asked FROM calls c JOIN runs r ON r.run = c.run WHERE c.started_us >= :since"
+        " AND c.grant_id IS NOT NULL"
         " AND (c.attempts > 0 OR (c.model_asked IS NOT NULL AND coalesce(c.limit_name, '') <> 'rpm'"
         " AND coalesce(c.code, '') NOT IN (:model, :tool))) ORDER BY c.started_us",
         {"since": since_us, "model": Code.MODEL_NOT_ALLOWED, "tool": Code.TOOL_NOT_ALLOWED},
     )
-    return [RecentUse(grant_id=g, fleet=fleet or None, at_us=at, tokens=tokens) for g, fleet, at, tokens in rows]
+    return [
+        RecentUse(grant_id=grant_id, fleet=fleet or None, at_us=at_us, tokens=tokens, model=model)
+        for grant_id, fleet, at_us, tokens, model in rows
+    ]
 
 
 def _conditions(where: LogFilter) -> tuple[list[str], dict[str, Any]]:
@@ -160,6 +166,7 @@ def _call(row: tuple[Any, ...]) -> CallRow:
         finish_reason=row[29],
         attempts=row[30],
         guardrails=json.loads(row[31]),
+        shadow=[] if row[32] is None else msgspec.json.decode(row[32], type=list[Shadowed]),
     )
 
 
@@ -183,9 +190,7 @@ def _split(hashes: bytes | None) -> list[bytes]:
     return [hashes[i : i + HASH_BYTES] for i in range(0, len(hashes), HASH_BYTES)] if hashes else []
 
 
-def _messages(
-    db: sqlite3.Connection, rows: Iterable[tuple[str, bytes | None, bytes | None, bytes | None]]
-) -> dict[bytes, Any]:
+def _messages(db: Database, rows: Iterable[tuple[str, bytes | None, bytes | None, bytes | None]]) -> dict[bytes, Any]:
     keys: dict[bytes, None] = {}
     for _, prompt, params, answer in rows:
         keys.update(dict.fromkeys([*_split(prompt), *(key for key in (params, answer) if key)]))

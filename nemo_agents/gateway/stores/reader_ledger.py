@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 
+from nemo_agents.gateway.stores.base import HourSpend
+from nemo_agents.gateway.stores.database import Database
 from nemo_agents.money import format_nanos
 
-__all__ = ["audit"]
+__all__ = ["audit", "read_spend_by_hour"]
+
+_HOUR_US = 3600 * 1_000_000
 
 _SHOWN_MAX = 100  # sentences per kind of difference
 
 _BALANCES = """
 WITH moved(id, posted, held) AS (
-    SELECT b.value, CASE WHEN e.kind IN ('post', 'expire', 'correct') THEN e.amount_nanos ELSE 0 END,
+    SELECT CAST(b.value AS BIGINT), CASE WHEN e.kind IN ('post', 'expire', 'correct') THEN e.amount_nanos ELSE 0 END,
            CASE WHEN e.kind = 'hold' THEN e.amount_nanos WHEN e.slot = 1 THEN -h.amount_nanos ELSE 0 END
     FROM entries e JOIN entries h ON h.hold_id = e.hold_id AND h.slot = 0, json_each(h.balances) b
-), sums(id, posted, held) AS (SELECT id, sum(posted), sum(held) FROM moved GROUP BY id)
+), sums(id, posted, held) AS (SELECT id, CAST(sum(posted) AS BIGINT), CAST(sum(held) AS BIGINT) FROM moved GROUP BY id)
 SELECT b.kind, b.scope_id, b.period, b.posted_nanos, coalesce(s.posted, 0), b.held_nanos, coalesce(s.held, 0)
 FROM balances b LEFT JOIN sums s ON s.id = b.id
 WHERE b.posted_nanos <> coalesce(s.posted, 0) OR b.held_nanos <> coalesce(s.held, 0) LIMIT ?
@@ -50,7 +53,8 @@ WHERE e.hold_id IS NULL LIMIT ?
 """
 _COSTS = """
 WITH e(request_id, cost) AS (
-    SELECT request_id, sum(CASE slot WHEN 0 THEN 0 ELSE amount_nanos END) FROM entries GROUP BY request_id
+    SELECT request_id, CAST(sum(CASE slot WHEN 0 THEN 0 ELSE amount_nanos END) AS BIGINT) FROM entries
+    GROUP BY request_id
 )
 SELECT c.request_id, coalesce(c.cost_nanos, 0), coalesce(e.cost, 0)
 FROM calls c LEFT JOIN e ON e.request_id = c.request_id WHERE coalesce(c.cost_nanos, 0) <> coalesce(e.cost, 0) LIMIT ?
@@ -60,9 +64,10 @@ SELECT e.hold_id, e.request_id FROM entries e LEFT JOIN calls c ON c.request_id 
 WHERE e.slot = 0 AND c.run IS NULL LIMIT ?
 """
 _OF_CALLS = """
-    SELECT run, {key} count(*), sum(state = 'open'), sum(state NOT IN ('open', 'ok')), sum(coalesce(input_tokens, 0)),
+    SELECT run, {key} count(*), count(*) FILTER (WHERE state = 'open'),
+           count(*) FILTER (WHERE state NOT IN ('open', 'ok')), sum(coalesce(input_tokens, 0)),
            sum(coalesce(output_tokens, 0)), sum(coalesce(cached_tokens, 0)), sum(coalesce(cost_nanos, 0)),
-           sum(attempts > 0), max(seq)
+           count(*) FILTER (WHERE attempts > 0), max(seq)
     FROM calls {where}
 """
 _NAMES = ("calls", "open_calls", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_nanos")
@@ -83,7 +88,7 @@ _STEPS = (
 )
 
 
-def audit(db: sqlite3.Connection, now_us: int) -> list[str]:
+def audit(db: Database, now_us: int) -> list[str]:
     """Recompute balances, costs and sums from their parts; return one sentence per difference.
 
     At most a hundred sentences of each kind: where that many differ, the first tell the story.
@@ -91,7 +96,18 @@ def audit(db: sqlite3.Connection, now_us: int) -> list[str]:
     return [*_audit_entries(db), *_audit_attempts(db, now_us), *_audit_sums(db)]
 
 
-def _audit_entries(db: sqlite3.Connection) -> Iterator[str]:
+def read_spend_by_hour(db: Database, since_us: int, until_us: int) -> list[HourSpend]:
+    """Return what each grant spent in each hour of a range, by the start of its calls."""
+    rows = db.execute(
+        "SELECT grant_id, started_us / :hour * :hour, CAST(sum(cost_nanos) AS BIGINT) FROM calls"
+        " WHERE started_us >= :since AND started_us < :until AND grant_id IS NOT NULL AND cost_nanos > 0"
+        " GROUP BY 1, 2 ORDER BY 2, 1",
+        {"hour": _HOUR_US, "since": since_us, "until": until_us},
+    )
+    return [HourSpend(grant_id=grant_id, hour_us=hour_us, cost_nanos=cost) for grant_id, hour_us, cost in rows]
+
+
+def _audit_entries(db: Database) -> Iterator[str]:
     shown = (_SHOWN_MAX,)
     for kind, scope_id, period, posted, posted_sum, held, held_sum in db.execute(_BALANCES, shown):
         of = f"The balance of {kind} {scope_id} in {period}"
@@ -107,7 +123,7 @@ def _audit_entries(db: sqlite3.Connection) -> Iterator[str]:
         yield f"Hold {hold_id} belongs to request {request_id}, which is not in the request log."
 
 
-def _audit_attempts(db: sqlite3.Connection, now_us: int) -> Iterator[str]:
+def _audit_attempts(db: Database, now_us: int) -> Iterator[str]:
     for request_id, hold_id, held in db.execute(_OVERDUE, {"now": now_us, "max": _SHOWN_MAX}):
         yield f"Hold {hold_id} of request {request_id} ({format_nanos(held)}) is open past its time."
     for (hold_id,) in db.execute(_ATTEMPTS, (_SHOWN_MAX,)):
@@ -116,7 +132,7 @@ def _audit_attempts(db: sqlite3.Connection, now_us: int) -> Iterator[str]:
         yield f"The attempt of hold {hold_id} has no hold entry."
 
 
-def _audit_sums(db: sqlite3.Connection) -> Iterator[str]:
+def _audit_sums(db: Database) -> Iterator[str]:
     for request_id, cost, entries in db.execute(_COSTS, (_SHOWN_MAX,)):
         yield f"Request {request_id} says {format_nanos(cost)}, its entries add up to {format_nanos(entries)}."
     for sql, names in ((_RUNS, (*_NAMES, "admitted", "last_seq")), (_STEPS, _NAMES)):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 import msgspec
 
 from nemo_agents.admin.wire import RunDetail, RunPage, RunRow, StepRow, StoppedBy
 from nemo_agents.gateway.stores.base import LogFilter
+from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.reader import cursor_of, parse_cursor
 from nemo_agents.gateway.stores.reader_calls import read_calls_of_run
 from nemo_agents.gateway.stores.writer_runs import RUN_COLUMNS, STEP_COLUMNS
@@ -22,7 +22,7 @@ _SELECT = f"SELECT {', '.join('r.' + name for name in RUN_COLUMNS)} FROM runs r"
 _STEPS = f"SELECT {', '.join(STEP_COLUMNS)} FROM steps WHERE run = :run ORDER BY seq"  # noqa: S608 - likewise
 
 
-def read_runs(db: sqlite3.Connection, where: LogFilter, *, before: str | None, limit: int) -> RunPage:
+def read_runs(db: Database, where: LogFilter, *, before: str | None, limit: int) -> RunPage:
     """Return a page of runs, newest first. Raises ValueError for a bad cursor."""
     conditions, values = _conditions(where)
     if before is not None:
@@ -35,7 +35,7 @@ def read_runs(db: sqlite3.Connection, where: LogFilter, *, before: str | None, l
     return RunPage(runs=[_run(row) for row in page], next=cursor_of(last["started_us"], last["run"]) if last else None)
 
 
-def read_run(db: sqlite3.Connection, run_id: str, *, fleet: str | None) -> RunDetail | None:
+def read_run(db: Database, run_id: str, *, fleet: str | None) -> RunDetail | None:
     """Return one run by id, by a prefix that only it has, or the newest grouped one for `last`."""
     row = _find(db, run_id, fleet)
     if row is None:
@@ -44,7 +44,7 @@ def read_run(db: sqlite3.Connection, run_id: str, *, fleet: str | None) -> RunDe
     return RunDetail(run=_run(row), steps=steps, calls=read_calls_of_run(db, row["run"]))
 
 
-def _find(db: sqlite3.Connection, run_id: str, fleet: str | None) -> dict[str, Any] | None:
+def _find(db: Database, run_id: str, fleet: str | None) -> dict[str, Any] | None:
     within = [] if fleet is None else ["r.fleet = :fleet"]
     values = {"fleet": fleet, "id": run_id, "limit": 1}
     exact = _rows(db, ["r.run_id = :id", *within], values)
@@ -64,7 +64,7 @@ def _find(db: sqlite3.Connection, run_id: str, fleet: str | None) -> dict[str, A
     return among[0] if len(among) == 1 else None
 
 
-def _rows(db: sqlite3.Connection, conditions: list[str], values: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(db: Database, conditions: list[str], values: dict[str, Any]) -> list[dict[str, Any]]:
     where = " WHERE " + " AND ".join(conditions) if conditions else ""
     sql = f"{_SELECT}{where} ORDER BY r.started_us DESC, r.run DESC LIMIT :limit"
     return [dict(zip(RUN_COLUMNS, row, strict=True)) for row in db.execute(sql, values)]

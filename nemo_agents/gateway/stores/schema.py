@@ -13,11 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    REAL,
     BigInteger,
     CheckConstraint,
     Column,
-    Double,
     Index,
     Integer,
     LargeBinary,
@@ -27,7 +25,6 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.types import TypeEngine
 
 __all__ = ["metadata"]
 
@@ -41,7 +38,6 @@ metadata = MetaData(
 )
 
 _INT = BigInteger().with_variant(Integer, "sqlite")
-_REAL: TypeEngine[float] = Double().with_variant(REAL, "sqlite")
 _STRICT: dict[str, Any] = {"sqlite_strict": True}
 _CLUSTERED: dict[str, Any] = {"sqlite_strict": True, "sqlite_with_rowid": False}
 
@@ -56,6 +52,10 @@ def _sum(name: str) -> Column[int]:
 
 def _text(name: str, *, null: bool = False, key: bool = False) -> Column[str]:
     return Column(name, Text, nullable=null, primary_key=key)
+
+
+def _list(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default=text("'[]'"))
 
 
 def _blob(name: str, *, null: bool = False, key: bool = False) -> Column[bytes]:
@@ -209,6 +209,7 @@ calls = Table(
     _sum("attempts"),
     _text("guardrails"),
     _blob("answer", null=True),
+    _text("shadow", null=True),
     UniqueConstraint("request_id"),
     Index("ix_calls_started", "started_us"),
     **_CLUSTERED,
@@ -269,9 +270,6 @@ grants = Table(
     _int("rpm", null=True),
     _int("tpm", null=True),
     _int("max_parallel", null=True),
-    _int("budget_nanos", null=True),
-    _text("budget_duration", null=True),
-    Column("alert_at", _REAL, nullable=True),
     _text("guardrails"),
     _text("tools", null=True),
     _text("metadata"),
@@ -281,6 +279,11 @@ grants = Table(
     _int("expires_us", null=True),
     _int("revoked_us", null=True),
     _int("last_used_us", null=True),
+    _list("budgets"),
+    _list("shadow"),
+    _list("model_limits"),
+    _text("loop", null=True),
+    _int("request_nanos", null=True),
     **_STRICT,
 )
 
@@ -301,9 +304,6 @@ fleets = Table(
     "fleets",
     metadata,
     _text("fleet", key=True),
-    _int("budget_nanos", null=True),
-    _text("budget_duration", null=True),
-    Column("alert_at", _REAL, nullable=True),
     _int("rpm", null=True),
     _int("tpm", null=True),
     _text("models"),
@@ -311,6 +311,9 @@ fleets = Table(
     _int("blocked"),
     _int("created_us"),
     _int("updated_us"),
+    _list("budgets"),
+    _list("shadow"),
+    _int("max_parallel", null=True),
     **_STRICT,
 )
 
@@ -325,3 +328,44 @@ deployments = Table(
     _int("weight"),
     **_STRICT,
 )
+
+# `once` names what an event tells, so that it is told once. `seq` rises in the order of storing.
+events = Table(
+    "events",
+    metadata,
+    _int("seq", key=True),
+    _text("once"),
+    _text("event_id"),
+    _text("kind"),
+    _int("at_us"),
+    _text("fleet", null=True),
+    _text("role", null=True),
+    _text("message"),
+    _text("facts"),
+    UniqueConstraint("once"),
+    **_STRICT,
+)
+
+# `due_us` is NULL once nothing is to be tried any more: it was done (`done_us`), or given up (`error` says why).
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _int("event_seq", key=True),
+    _text("webhook", key=True),
+    _sum("attempts"),
+    _int("due_us", null=True),
+    _int("done_us", null=True),
+    _text("error", null=True),
+    Index(
+        "ix_deliveries_due",
+        "due_us",
+        sqlite_where=text("due_us IS NOT NULL"),
+        postgresql_where=text("due_us IS NOT NULL"),
+    ),
+    **_CLUSTERED,
+)
+
+documents = Table("documents", metadata, _text("name", key=True), _blob("body"), _int("updated_us"), **_STRICT)
+
+# What replicas have to hear of each other. Where nobody shares the store, nothing is written here.
+changes = Table("changes", metadata, _int("seq", key=True), _text("kind"), _text("id"), _int("at_us"), **_STRICT)

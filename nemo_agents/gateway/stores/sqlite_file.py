@@ -8,11 +8,30 @@ import stat
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nemo_agents.errors import SettingsError
+from nemo_agents.gateway.stores.database import Dialect, SqliteDatabase
 
-__all__ = ["FileLock", "check_writable", "connect_reader", "connect_writer", "prepare"]
+__all__ = ["SQLITE", "FileLock", "check_writable", "connect_reader", "connect_writer", "prepare"]
+
+# Primary result codes that speak of the file or the machine, not of the statement (sqlite.org/rescode.html).
+_OUTAGE: Final = frozenset({3, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 22, 26})
+
+
+def _is_outage(error: BaseException) -> bool:
+    if not isinstance(error, sqlite3.Error):
+        return isinstance(error, OSError)
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) in _OUTAGE
+
+
+SQLITE: Final = Dialect(
+    errors=(sqlite3.Error,),
+    is_outage=_is_outage,
+    may_retry=lambda _: False,
+    refused=lambda error: str(error) if isinstance(error, sqlite3.IntegrityError) else None,
+)
 
 
 def _as_it_is(value: Any) -> Any:
@@ -98,7 +117,7 @@ def check_writable(path: Path) -> None:
         raise SettingsError(f"{path} cannot be written: {' '.join(str(error).split())}.") from error
 
 
-def connect_writer(path: Path, *, durability: Literal["process", "power"], busy_timeout_s: float) -> sqlite3.Connection:
+def connect_writer(path: Path, *, durability: Literal["process", "power"], busy_timeout_s: float) -> SqliteDatabase:
     """Open the one connection that writes; it never creates the file.
 
     `process` survives a crash of the gateway (WAL, synchronous NORMAL); `power` also the loss of power right
@@ -112,6 +131,7 @@ def connect_writer(path: Path, *, durability: Literal["process", "power"], busy_
         timeout=busy_timeout_s,
         check_same_thread=False,
         cached_statements=256,
+        factory=SqliteDatabase,
     )
     try:
         db.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -128,7 +148,7 @@ def connect_writer(path: Path, *, durability: Literal["process", "power"], busy_
     return db
 
 
-def connect_reader(path: Path) -> sqlite3.Connection:
+def connect_reader(path: Path) -> SqliteDatabase:
     """Open a connection that cannot write."""
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
@@ -136,6 +156,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         timeout=2.0,
         check_same_thread=False,
+        factory=SqliteDatabase,
     )
     db.execute("PRAGMA query_only=ON")
     return db

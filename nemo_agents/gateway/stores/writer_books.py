@@ -1,16 +1,18 @@
-"""The write connection and what it remembers between transactions.
+"""The write connection and what it remembers.
 
-Only one thread of one process writes a database (a lock file sees to it), so rows that were just written need
-not be read again. What is remembered is never ahead of the file for long: changed runs and steps are saved
-before the same transaction commits, and a rollback forgets everything.
+Only one thread of one process writes a SQLite file (a lock file sees to it), so rows that were just written need
+not be read again. What is remembered is never ahead of the database for long: changed runs and steps are saved
+before the same transaction commits, and a rollback forgets everything. Where several processes write one database,
+what is remembered of rows lasts for one transaction (see `stores.postgres_books`).
 """
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.hold import Hold, LedgerWriter
 from nemo_agents.gateway.stores.writer_content import ContentWriter
 from nemo_agents.gateway.stores.writer_runs import (
@@ -27,14 +29,14 @@ from nemo_agents.gateway.stores.writer_runs import (
     step_values,
 )
 
-__all__ = ["Books", "CallRecord"]
+__all__ = ["CALL_COLUMNS", "Books", "CallRecord"]
 
 _REMEMBERED_MAX: Final = 4096
 _USED_STEP_US: Final = 1_000_000
 
 _SELECT_RUN = f"SELECT {', '.join(RUN_COLUMNS)} FROM runs WHERE "  # noqa: S608 - our own column names
 _SELECT_STEPS = f"SELECT {', '.join(STEP_COLUMNS)} FROM steps WHERE run=? ORDER BY seq"  # noqa: S608 - likewise
-_CALL_COLUMNS = (
+CALL_COLUMNS = (
     "request_id",
     "run",
     "seq",
@@ -47,7 +49,7 @@ _CALL_COLUMNS = (
     "attempts",
 )
 _SELECT_CALL = (
-    f"SELECT {', '.join('c.' + name for name in _CALL_COLUMNS)}, s.step FROM calls c"  # noqa: S608 - likewise
+    f"SELECT {', '.join('c.' + name for name in CALL_COLUMNS)}, s.step FROM calls c"  # noqa: S608 - likewise
     " LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step WHERE c.request_id=?"
 )
 
@@ -84,9 +86,9 @@ class CallRecord:
 class Books:
     """One write connection with its memory. Every method runs on the writer thread, inside a transaction."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Database, ledger: LedgerWriter | None = None) -> None:
         self.db = db
-        self.ledger = LedgerWriter(db)
+        self.ledger = ledger or LedgerWriter(db)
         self.content = ContentWriter(db)
         self.last_used: dict[str, int] = {}
         self._runs: dict[int, RunRecord] = {}
@@ -99,31 +101,44 @@ class Books:
         self._used_saved: dict[str, int] = {}
 
     # --- transaction ----------------------------------------------------------------------------------------
-    def begin(self) -> None:
+    def begin(self, touches: Sequence[Touches]) -> None:  # noqa: ARG002 - nobody else writes: all of it may be touched
         """Take the write lock."""
         self.db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
         """Save what changed in memory, and commit."""
+        self.save()
+        self.db.execute("COMMIT")
+        self.committed()
+
+    def save(self) -> None:
+        """Write what changed in memory."""
         for run in self._dirty:
             if not run.dirty:
                 continue
             run.dirty = False
             if run.stored:
-                self.db.execute(*run_update(run))
+                self.db.later(*run_update(run))
             else:
-                self.db.execute(INSERT_RUN, run_values(run))
+                self.db.later(INSERT_RUN, run_values(run))
             run.stored = run_declared(run)
             for step in run.steps.values():
                 if step.dirty:
                     step.dirty = False
-                    self.db.execute(SAVE_STEP, step_values(step))
+                    self.db.later(SAVE_STEP, step_values(step))
         for grant_id, used_us in self._used_due.items():
-            self.db.execute(
-                "UPDATE grants SET last_used_us=? WHERE grant_id=? AND coalesce(last_used_us, 0) < ?",
-                (used_us, grant_id, used_us),
+            self.db.later(
+                "UPDATE grants SET last_used_us=CASE WHEN last_used_us > ? THEN last_used_us ELSE ? END"
+                " WHERE grant_id=?",
+                (used_us, used_us, grant_id),
             )
-        self.db.execute("COMMIT")
+
+    def prove_writable(self) -> None:
+        """Write something that changes nothing; an error means that nothing can be written."""
+        self.db.execute("UPDATE alembic_version SET version_num = version_num")
+
+    def committed(self) -> None:
+        """Drop from memory what is not needed any more."""
         self._used_saved.update(self._used_due)
         self._used_due.clear()
         for request_id in self._closed:
@@ -137,17 +152,21 @@ class Books:
 
     def rollback(self) -> None:
         """Take the transaction back, and forget what it may have changed in memory."""
+        self.forget_rows()
+        self.content.forget()
+        self._next_run = None
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+
+    def forget_rows(self) -> None:
+        """Drop what is remembered of rows that may change."""
         self._runs.clear()
         self._run_ids.clear()
         self._calls.clear()
         self._dirty.clear()
         self._closed.clear()
         self._used_due.clear()
-        self._next_run = None
         self.ledger.forget()
-        self.content.forget()
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
 
     # --- runs -----------------------------------------------------------------------------------------------
     def find_run(self, fleet: str, run_id: str) -> RunRecord | None:
@@ -165,11 +184,8 @@ class Books:
 
     def new_run(self, *, fleet: str, run_id: str, grouped: bool, name: str, started_us: int) -> RunRecord:
         """Add a run; it is written when the transaction commits."""
-        if self._next_run is None:
-            (last,) = self.db.execute("SELECT coalesce(max(run), 0) FROM runs").fetchone()
-            self._next_run = int(last) + 1
         record = RunRecord(
-            run=self._next_run,
+            run=self.new_number(),
             run_id=run_id,
             fleet=fleet,
             grouped=int(grouped),
@@ -177,10 +193,17 @@ class Books:
             started_us=started_us,
             last_us=started_us,
         )
-        self._next_run += 1
         self._runs[record.run] = record
         self._run_ids[fleet, run_id] = record.run
         return record
+
+    def new_number(self) -> int:
+        """Return a number that no run has."""
+        if self._next_run is None:
+            (last,) = self.db.execute("SELECT coalesce(max(run), 0) FROM runs").fetchone()
+            self._next_run = int(last) + 1
+        self._next_run += 1
+        return self._next_run - 1
 
     def touched(self, run: RunRecord) -> None:
         """Derive the states of a run anew, and save it with this transaction."""
@@ -199,7 +222,7 @@ class Books:
         if row is None:
             return None
         *values, step = row
-        return CallRecord(**dict(zip(_CALL_COLUMNS, values, strict=True)), step=step)
+        return CallRecord(**dict(zip(CALL_COLUMNS, values, strict=True)), step=step)
 
     def opened(self, call: CallRecord) -> None:
         """Remember an open call."""
@@ -228,16 +251,28 @@ class Books:
             if at_us >= self._used_saved.get(grant_id, 0) + _USED_STEP_US:
                 self._used_due[grant_id] = at_us
 
+    def changed(self, kind: Literal["grant", "fleet", "deployment", "document", "run"], name: str) -> None:
+        """Tell others who write the same database of a change; where there are none, nobody is told."""
+
     # --- memory ---------------------------------------------------------------------------------------------
     def _remember(self, row: tuple[Any, ...]) -> RunRecord:
+        record = self.take_run(row)
+        for values in self.db.execute(_SELECT_STEPS, (record.run,)).fetchall():
+            self.take_step(values)
+        return record
+
+    def take_run(self, row: tuple[Any, ...]) -> RunRecord:
+        """Remember a run as its row has it."""
         record = RunRecord(**dict(zip(RUN_COLUMNS, row, strict=True)))
         record.stored = run_declared(record)
-        for values in self.db.execute(_SELECT_STEPS, (record.run,)).fetchall():
-            step = StepRecord(**dict(zip(STEP_COLUMNS, values, strict=True)))
-            record.steps[step.step] = step
         self._runs[record.run] = record
         self._run_ids[record.fleet, record.run_id] = record.run
         return record
+
+    def take_step(self, row: tuple[Any, ...]) -> None:
+        """Remember a step of a run that is remembered, as its row has it."""
+        step = StepRecord(**dict(zip(STEP_COLUMNS, row, strict=True)))
+        self._runs[step.run].steps[step.step] = step
 
     def _forget_run(self, run: RunRecord) -> None:
         self._runs.pop(run.run, None)

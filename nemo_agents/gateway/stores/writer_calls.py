@@ -10,13 +10,15 @@ import json
 import logging
 from typing import Final
 
+import msgspec
+
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
 from nemo_agents.gateway.stores.hold import Hold, capped
 from nemo_agents.gateway.stores.writer_books import Books, CallRecord
 from nemo_agents.gateway.stores.writer_runs import RunRecord, Sums, lower, outcome_of, stop_kept, stop_of
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 
-__all__ = ["close_call", "expire", "log_refusal", "next_attempt", "open_call"]
+__all__ = ["close_call", "expire", "log_refusal", "next_attempt", "open_call", "take_back"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,13 +32,15 @@ _INSERT_CALL: Final = (
 _END_CALL: Final = (
     "UPDATE calls SET state=?, status=?, code=?, error=?, limit_name=?, scope=?, model_served=?, provider=?,"
     " ended_us=?, ttft_us=?, input_tokens=?, output_tokens=?, cached_tokens=?, cost_nanos=?, usage_source=?,"
-    " finish_reason=?, guardrails=CASE ? WHEN '[]' THEN guardrails ELSE ? END, answer=coalesce(?, answer)"
+    " finish_reason=?, guardrails=CASE ? WHEN '[]' THEN guardrails ELSE ? END, answer=coalesce(?, answer),"
+    " shadow=coalesce(?, shadow)"
     " WHERE run=? AND seq=?"
 )
 _INSERT_ATTEMPT: Final = (
     "INSERT INTO attempts(run, seq, n, hold_id, model, provider, reason, started_us, held_nanos, balances,"
     " price_version, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_OF_FLEET: Final = " JOIN runs r ON r.run = a.run AND r.fleet = :fleet"
 
 
 def open_call(books: Books, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
@@ -84,7 +88,7 @@ def next_attempt(books: Books, request_id: str, ended: AttemptEnd, attempt: Atte
     call.attempts += 1
     _insert_attempt(books, call, attempt, held[1])
     books.opened(call)
-    books.db.execute(
+    books.db.later(
         "UPDATE calls SET state='open', attempts=?, held_nanos=?, cost_nanos=? WHERE run=? AND seq=?",
         (call.attempts, attempt.hold_nanos, call.cost_nanos, call.run, call.seq),
     )
@@ -106,9 +110,16 @@ def close_call(books: Books, end: CallEnd, attempt: AttemptEnd | None) -> None:
     if call.state in ("open", "abandoned"):  # what the sweeper gave up may still come back with the truth
         _end(books, run, call, end)
     elif call.share() != before:
-        books.db.execute("UPDATE calls SET cost_nanos=? WHERE run=? AND seq=?", (call.cost_nanos, call.run, call.seq))
+        books.db.later("UPDATE calls SET cost_nanos=? WHERE run=? AND seq=?", (call.cost_nanos, call.run, call.seq))
     books.closed(call)
     books.add(run, call, before)
+
+
+def take_back(books: Books, end: CallEnd, attempt: AttemptEnd) -> None:
+    """Void a hold that may have been written, and end its call; where it was not, change nothing."""
+    call = books.find_call(end.request_id)
+    if call is not None and books.ledger.knows(call.run, call.seq, attempt):
+        close_call(books, end, attempt)
 
 
 def log_refusal(books: Books, call: CallStart, end: CallEnd) -> None:
@@ -127,15 +138,16 @@ def log_refusal(books: Books, call: CallStart, end: CallEnd) -> None:
     books.add(run, record, before)
 
 
-def expire(books: Books, now_us: int, *, due_us: int | None, limit: int) -> int:
+def expire(books: Books, now_us: int, *, due_us: int | None, limit: int, fleet: str | None = None) -> int:
     """Post up to `limit` holds past their time at the hold, and give their calls up.
 
-    `due_us` None expires all.
+    `due_us` None expires all; `fleet` None those of all fleets.
     """
     rows = books.db.execute(
-        "SELECT c.request_id, a.n, a.hold_id, a.held_nanos FROM attempts a JOIN calls c USING (run, seq)"
-        " WHERE a.settled IS NULL AND a.expires_us <= ? ORDER BY a.expires_us LIMIT ?",
-        ((1 << 62) if due_us is None else due_us, limit),
+        "SELECT c.request_id, a.n, a.hold_id, a.held_nanos FROM attempts a JOIN calls c ON c.run = a.run"  # noqa: S608 - our own text
+        f" AND c.seq = a.seq{_OF_FLEET if fleet is not None else ''}"
+        " WHERE a.settled IS NULL AND a.expires_us <= :due ORDER BY a.expires_us LIMIT :limit",
+        {"due": (1 << 62) if due_us is None else due_us, "limit": limit, "fleet": fleet},
     ).fetchall()
     for request_id, n, hold_id, held in rows:
         end = AttemptEnd(
@@ -196,7 +208,7 @@ def _insert_call(
         step=call.step,
         attempts=0 if attempt is None else 1,
     )
-    books.db.execute(
+    books.db.later(
         _INSERT_CALL,
         (
             run.run,
@@ -224,7 +236,7 @@ def _insert_call(
 
 def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, hold: Hold) -> None:
     call.hold = hold
-    books.db.execute(
+    books.db.later(
         _INSERT_ATTEMPT,
         (
             call.run,
@@ -245,6 +257,7 @@ def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, hold:
 
 def _settle(books: Books, call: CallRecord, end: AttemptEnd) -> None:
     change = books.ledger.settle(call.run, call.seq, call.request_id, end, known=call.hold)
+    call.hold = None  # it is open no longer
     if change:
         call.cost_nanos = (call.cost_nanos or 0) + change
 
@@ -259,7 +272,7 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
     stop = stop_of(end, call.step)
     error = None if end.error is None else end.error[:_TEXT_MAX]
     guardrails = _names(end.guardrails)
-    books.db.execute(
+    books.db.later(
         _END_CALL,
         (
             end.state,
@@ -281,6 +294,7 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
             guardrails,
             guardrails,
             books.content.answer(end.answer),
+            msgspec.json.encode(end.shadow).decode() if end.shadow else None,
             call.run,
             call.seq,
         ),

@@ -7,10 +7,11 @@ at level 1 packs it.
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from hashlib import blake2b
 from typing import Final
+
+from nemo_agents.gateway.stores.database import Database
 
 __all__ = ["HASH_BYTES", "ContentWriter", "unpack"]
 
@@ -27,7 +28,7 @@ def unpack(body: bytes) -> bytes:
 class ContentWriter:
     """The content statements on the one connection that writes."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Database) -> None:
         self._db = db
         self._stored: set[bytes] = set()
 
@@ -40,7 +41,7 @@ class ContentWriter:
         if prompt is None and params is None:
             return
         hashes = None if prompt is None else b"".join([self._message(message) for message in prompt])
-        self._db.execute(
+        self._db.later(
             "INSERT INTO contents(run, seq, prompt, params) VALUES (?, ?, ?, ?)",
             (run, seq, hashes, None if params is None else self._message(params)),
         )
@@ -52,7 +53,7 @@ class ContentWriter:
     def _message(self, message: bytes) -> bytes:
         key = blake2b(message, digest_size=HASH_BYTES).digest()
         if key not in self._stored:
-            self._db.execute(
+            self._db.later(
                 "INSERT INTO messages(hash, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (key, zlib.compress(message, 1)),
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from nemo_agents.gateway.stores.base import FleetRecord
+from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.writer_books import Books
+from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.keys import Grant, KeySecret
 from nemo_agents.policy.routing import Deployment
 
@@ -32,9 +34,11 @@ _GRANT = (
     "rpm",
     "tpm",
     "max_parallel",
-    "budget_nanos",
-    "budget_duration",
-    "alert_at",
+    "model_limits",
+    "budgets",
+    "shadow",
+    "loop",
+    "request_nanos",
     "guardrails",
     "tools",
     "metadata",
@@ -48,11 +52,11 @@ _GRANT = (
 _SECRET = ("public_id", "digest", "created_us", "expires_us", "revoked_us")
 _FLEET = (
     "fleet",
-    "budget_nanos",
-    "budget_duration",
-    "alert_at",
+    "budgets",
+    "shadow",
     "rpm",
     "tpm",
+    "max_parallel",
     "models",
     "metadata",
     "blocked",
@@ -61,11 +65,43 @@ _FLEET = (
 )
 _DEPLOYMENT = ("deployment_id", "fleet", "group_name", "model", "order_no", "weight")
 
+# What is kept as JSON text, and what it is.
+_JSON: Final[dict[str, Any]] = {
+    "models": tuple[str, ...],
+    "model_limits": tuple[ModelLimit, ...],
+    "shadow": tuple[str, ...],
+    "budgets": tuple[BudgetRule, ...],
+    "loop": LoopRule,
+    "guardrails": tuple[str, ...],
+    "tools": tuple[str, ...],
+    "metadata": dict[str, Any],
+}
+
+
+def _kept(record: Grant | FleetRecord, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the columns of a record."""
+    values = {name: getattr(record, name) for name in names}
+    for name in _JSON.keys() & values.keys():
+        if values[name] is not None:
+            values[name] = msgspec.json.encode(values[name]).decode()
+    values["blocked"] = int(record.blocked)
+    return values
+
+
+def _told(names: tuple[str, ...], row: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the fields that a row tells."""
+    values = dict(zip(names, row, strict=True))
+    for name in _JSON.keys() & values.keys():
+        if values[name] is not None:
+            values[name] = msgspec.json.decode(values[name], type=_JSON[name])
+    values["blocked"] = bool(values["blocked"])
+    return values
+
 
 def _upsert(table: str, names: tuple[str, ...], *, newer: tuple[str, ...] = ()) -> str:
     key, *rest = names
     sets = ", ".join(
-        f"{n} = nullif(max(coalesce({table}.{n}, 0), coalesce(excluded.{n}, 0)), 0)"
+        f"{n} = CASE WHEN coalesce({table}.{n}, 0) > coalesce(excluded.{n}, 0) THEN {table}.{n} ELSE excluded.{n} END"
         if n in newer
         else f"{n} = excluded.{n}"
         for n in rest
@@ -84,47 +120,44 @@ _PUT_DEPLOYMENT = _upsert("deployments", _DEPLOYMENT)
 
 def put_grant(books: Books, grant: Grant) -> None:
     """Insert or replace a grant and its secrets."""
-    values = {name: getattr(grant, name) for name in _GRANT}
-    values["models"] = json.dumps(grant.models)
-    values["guardrails"] = json.dumps(grant.guardrails)
-    values["tools"] = None if grant.tools is None else json.dumps(grant.tools)
-    values["metadata"] = json.dumps(grant.metadata)
-    values["blocked"] = int(grant.blocked)
-    books.db.execute(_PUT_GRANT, tuple(values.values()))
+    books.db.execute(_PUT_GRANT, tuple(_kept(grant, _GRANT).values()))
     books.db.execute("DELETE FROM secrets WHERE grant_id=?", (grant.grant_id,))
     books.db.executemany(
         "INSERT INTO secrets(grant_id, public_id, digest, created_us, expires_us, revoked_us)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [(grant.grant_id, *(getattr(secret, name) for name in _SECRET)) for secret in grant.secrets],
     )
+    books.changed("grant", grant.grant_id)
 
 
 def put_fleet(books: Books, fleet: FleetRecord) -> None:
     """Insert or replace a fleet."""
-    values = {name: getattr(fleet, name) for name in _FLEET}
-    values["models"] = json.dumps(fleet.models)
-    values["metadata"] = json.dumps(fleet.metadata)
-    values["blocked"] = int(fleet.blocked)
-    books.db.execute(_PUT_FLEET, tuple(values.values()))
+    books.db.execute(_PUT_FLEET, tuple(_kept(fleet, _FLEET).values()))
+    books.changed("fleet", fleet.fleet)
 
 
 def delete_fleet(books: Books, fleet: str) -> bool:
     """Remove a fleet's record; say whether there was one."""
-    return books.db.execute("DELETE FROM fleets WHERE fleet=?", (fleet,)).rowcount > 0
+    found = books.db.execute("DELETE FROM fleets WHERE fleet=?", (fleet,)).rowcount > 0
+    books.changed("fleet", fleet)
+    return found
 
 
 def put_deployment(books: Books, deployment: Deployment) -> None:
     """Insert or replace a deployment."""
     d = deployment
     books.db.execute(_PUT_DEPLOYMENT, (d.deployment_id, d.fleet, d.group, d.model, d.order, d.weight))
+    books.changed("deployment", d.deployment_id)
 
 
 def delete_deployment(books: Books, deployment_id: str) -> bool:
     """Remove a deployment; say whether there was one."""
-    return books.db.execute("DELETE FROM deployments WHERE deployment_id=?", (deployment_id,)).rowcount > 0
+    found = books.db.execute("DELETE FROM deployments WHERE deployment_id=?", (deployment_id,)).rowcount > 0
+    books.changed("deployment", deployment_id)
+    return found
 
 
-def read_grants(db: sqlite3.Connection, last_used: Mapping[str, int]) -> list[Grant]:
+def read_grants(db: Database, last_used: Mapping[str, int]) -> list[Grant]:
     """Return every grant with its secrets; `last_used` holds later times than the file."""
     secrets: dict[str, list[KeySecret]] = {}
     for grant_id, *values in db.execute(
@@ -133,31 +166,20 @@ def read_grants(db: sqlite3.Connection, last_used: Mapping[str, int]) -> list[Gr
         secrets.setdefault(grant_id, []).append(KeySecret(**dict(zip(_SECRET, values, strict=True))))
     grants = []
     for row in db.execute(f"SELECT {', '.join(_GRANT)} FROM grants ORDER BY created_us, grant_id"):  # noqa: S608 - likewise
-        values_of: dict[str, Any] = dict(zip(_GRANT, row, strict=True))
-        values_of["models"] = tuple(json.loads(values_of["models"]))
-        values_of["guardrails"] = tuple(json.loads(values_of["guardrails"]))
-        values_of["tools"] = None if values_of["tools"] is None else tuple(json.loads(values_of["tools"]))
-        values_of["metadata"] = json.loads(values_of["metadata"])
-        values_of["blocked"] = bool(values_of["blocked"])
+        values_of = _told(_GRANT, row)
         used = max(values_of["last_used_us"] or 0, last_used.get(values_of["grant_id"], 0))
         values_of["last_used_us"] = used or None
         grants.append(Grant(**values_of, secrets=tuple(secrets.get(values_of["grant_id"], ()))))
     return grants
 
 
-def read_fleets(db: sqlite3.Connection) -> list[FleetRecord]:
+def read_fleets(db: Database) -> list[FleetRecord]:
     """Return every fleet."""
-    fleets = []
-    for row in db.execute(f"SELECT {', '.join(_FLEET)} FROM fleets ORDER BY fleet"):  # noqa: S608 - our own names
-        values: dict[str, Any] = dict(zip(_FLEET, row, strict=True))
-        values["models"] = tuple(json.loads(values["models"]))
-        values["metadata"] = json.loads(values["metadata"])
-        values["blocked"] = bool(values["blocked"])
-        fleets.append(FleetRecord(**values))
-    return fleets
+    rows = db.execute(f"SELECT {', '.join(_FLEET)} FROM fleets ORDER BY fleet")  # noqa: S608 - our own names
+    return [FleetRecord(**_told(_FLEET, row)) for row in rows]
 
 
-def read_deployments(db: sqlite3.Connection) -> list[Deployment]:
+def read_deployments(db: Database) -> list[Deployment]:
     """Return every deployment, in the order in which a group tries them."""
     rows = db.execute(
         f"SELECT {', '.join(_DEPLOYMENT)} FROM deployments ORDER BY group_name, order_no, deployment_id"  # noqa: S608 - our own names

@@ -9,7 +9,7 @@ from nemo_agents.errors import Code
 from nemo_agents.gateway.stores.writer_books import Books
 from nemo_agents.gateway.stores.writer_runs import RunRecord, StepRecord, lower, stop_json
 
-__all__ = ["check_report", "give_up_silent_runs", "report_run", "stop_run"]
+__all__ = ["SILENT", "check_report", "give_up_silent_runs", "report_run", "stop_run"]
 
 _STATES: Final = frozenset({"running", "ok", "failed", "stopped"})
 _WITH_A_CAUSE: Final = frozenset({"failed", "stopped"})
@@ -18,6 +18,8 @@ _BY_HAND: Final = StoppedBy(
 )
 _YEAR_2000_US: Final = 946_684_800_000_000
 _DAY_US: Final = 24 * 3600 * 1_000_000
+SILENT: Final = "state = 'running' AND reported_state = 'running' AND open_calls = 0 AND last_us < :before"
+"""Which runs fell silent, as a condition on `runs`."""
 
 
 def check_report(report: RunReport, *, now_us: int) -> None:
@@ -73,14 +75,18 @@ def stop_run(books: Books, fleet: str | None, run_id: str, now_us: int) -> bool:
             if run.stopped_by is None or run.state == "running":  # a run that goes on was not ended by a refusal
                 run.stopped_by = stop_json(_BY_HAND)
         books.touched(run)
+        books.changed("run", f"{run.fleet}/{run.run_id}")
     return bool(found)
 
 
-def give_up_silent_runs(books: Books, before_us: int) -> int:
-    """Mark runs as lost that the SDK still calls running, without an open call or a word since then."""
+def give_up_silent_runs(books: Books, before_us: int, *, fleet: str | None = None) -> int:
+    """Mark runs as lost that the SDK still calls running, without an open call or a word since then.
+
+    `fleet` None looks at those of all fleets.
+    """
     rows = books.db.execute(
-        "SELECT run FROM runs WHERE state='running' AND reported_state='running' AND open_calls=0 AND last_us < ?",
-        (before_us,),
+        f"SELECT run FROM runs WHERE {SILENT}{'' if fleet is None else ' AND fleet = :fleet'}",  # noqa: S608 - our own text
+        {"before": before_us, "fleet": fleet},
     ).fetchall()
     for (number,) in rows:
         run = books.run(number)

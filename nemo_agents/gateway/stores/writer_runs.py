@@ -205,7 +205,8 @@ _UPDATE_RUN: Final = tuple(
     for declared in ((), _RUN_DECLARED[:1], _RUN_DECLARED)
 )
 SAVE_STEP: Final = (
-    f"INSERT OR REPLACE INTO steps({', '.join(STEP_COLUMNS)}) VALUES ({', '.join('?' * len(STEP_COLUMNS))})"  # noqa: S608 - likewise
+    f"INSERT INTO steps({', '.join(STEP_COLUMNS)}) VALUES ({', '.join('?' * len(STEP_COLUMNS))})"  # noqa: S608 - likewise
+    f" ON CONFLICT (run, seq) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in STEP_COLUMNS[2:])}"
 )
 
 

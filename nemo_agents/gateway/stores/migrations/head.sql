@@ -74,7 +74,7 @@ CREATE TABLE calls (
 	finish_reason TEXT, 
 	attempts INTEGER DEFAULT 0 NOT NULL, 
 	guardrails TEXT NOT NULL, 
-	answer BLOB, 
+	answer BLOB, shadow TEXT, 
 	CONSTRAINT pk_calls PRIMARY KEY (run, seq), 
 	CONSTRAINT uq_calls_request_id UNIQUE (request_id)
 )
@@ -129,16 +129,13 @@ CREATE TABLE entries (
 ;
 CREATE TABLE fleets (
 	fleet TEXT NOT NULL, 
-	budget_nanos INTEGER, 
-	budget_duration TEXT, 
-	alert_at REAL, 
 	rpm INTEGER, 
 	tpm INTEGER, 
 	models TEXT NOT NULL, 
 	metadata TEXT NOT NULL, 
 	blocked INTEGER NOT NULL, 
 	created_us INTEGER NOT NULL, 
-	updated_us INTEGER NOT NULL, 
+	updated_us INTEGER NOT NULL, budgets TEXT DEFAULT '[]' NOT NULL, shadow TEXT DEFAULT '[]' NOT NULL, max_parallel INTEGER, 
 	CONSTRAINT pk_fleets PRIMARY KEY (fleet)
 )
  STRICT
@@ -153,9 +150,6 @@ CREATE TABLE grants (
 	rpm INTEGER, 
 	tpm INTEGER, 
 	max_parallel INTEGER, 
-	budget_nanos INTEGER, 
-	budget_duration TEXT, 
-	alert_at REAL, 
 	guardrails TEXT NOT NULL, 
 	tools TEXT, 
 	metadata TEXT NOT NULL, 
@@ -164,7 +158,7 @@ CREATE TABLE grants (
 	updated_us INTEGER NOT NULL, 
 	expires_us INTEGER, 
 	revoked_us INTEGER, 
-	last_used_us INTEGER, 
+	last_used_us INTEGER, budgets TEXT DEFAULT '[]' NOT NULL, shadow TEXT DEFAULT '[]' NOT NULL, model_limits TEXT DEFAULT '[]' NOT NULL, loop TEXT, request_nanos INTEGER, 
 	CONSTRAINT pk_grants PRIMARY KEY (grant_id)
 )
  STRICT
@@ -263,4 +257,53 @@ CREATE TRIGGER entries_no_update BEFORE update ON entries
 BEGIN SELECT RAISE(ABORT, 'ledger entries are append-only'); END;
 CREATE TRIGGER entries_no_delete BEFORE delete ON entries
 BEGIN SELECT RAISE(ABORT, 'ledger entries are append-only'); END;
-INSERT INTO alembic_version(version_num) VALUES ('0001');
+CREATE TABLE events (
+	seq INTEGER NOT NULL, 
+	once TEXT NOT NULL, 
+	event_id TEXT NOT NULL, 
+	kind TEXT NOT NULL, 
+	at_us INTEGER NOT NULL, 
+	fleet TEXT, 
+	role TEXT, 
+	message TEXT NOT NULL, 
+	facts TEXT NOT NULL, 
+	CONSTRAINT pk_events PRIMARY KEY (seq), 
+	CONSTRAINT uq_events_once UNIQUE (once)
+)
+ STRICT
+
+;
+CREATE TABLE deliveries (
+	event_seq INTEGER NOT NULL, 
+	webhook TEXT NOT NULL, 
+	attempts INTEGER DEFAULT 0 NOT NULL, 
+	due_us INTEGER, 
+	done_us INTEGER, 
+	error TEXT, 
+	CONSTRAINT pk_deliveries PRIMARY KEY (event_seq, webhook)
+)
+ WITHOUT ROWID,
+ STRICT
+
+;
+CREATE INDEX ix_deliveries_due ON deliveries (due_us) WHERE due_us IS NOT NULL;
+CREATE TABLE documents (
+	name TEXT NOT NULL, 
+	body BLOB NOT NULL, 
+	updated_us INTEGER NOT NULL, 
+	CONSTRAINT pk_documents PRIMARY KEY (name)
+)
+ STRICT
+
+;
+CREATE TABLE changes (
+	seq INTEGER NOT NULL, 
+	kind TEXT NOT NULL, 
+	id TEXT NOT NULL, 
+	at_us INTEGER NOT NULL, 
+	CONSTRAINT pk_changes PRIMARY KEY (seq)
+)
+ STRICT
+
+;
+INSERT INTO alembic_version(version_num) VALUES ('0002');

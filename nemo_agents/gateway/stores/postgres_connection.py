@@ -1,0 +1,413 @@
+"""Connections to PostgreSQL, fitted to what the store's statements need.
+
+Statements come in the SQL that both databases share, and are translated once each. Writes whose answer nobody needs
+are put off and sent together: the rows that go into one table as one statement, the rest in one pipeline, so that a
+batch of operations takes a few round trips however many it has. See `Database.later` for the order.
+
+No call waits for ever: the server is told to give up after `STATEMENT_S`, and a server that says nothing for
+`ANSWER_S` (frozen, or behind a network that swallows everything) counts as lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumperUnknown
+
+from nemo_agents.gateway.stores.database import CommitUnknown, Cursor, Dialect, Parameters
+from nemo_agents.secret import Secret
+
+__all__ = ["POSTGRES", "Address", "Drift", "PostgresDatabase", "translate"]
+
+CONNECT_S: Final = 2
+LOCK_S: Final = 3.0
+STATEMENT_S: Final = 5.0
+IDLE_S: Final = 2.0
+"""How long a gateway may be silent within a transaction before the server ends it: others wait for its locks."""
+ANSWER_S: Final = 6.0
+
+# Conditions of the server or the way to it (postgresql.org/docs/current/errcodes-appendix.html): connection, resources,
+# intervention, system, configuration and internal errors, authentication, a database that is gone, read only, a lock
+# that was not to be had, a transaction that was ended for being idle.
+_OUTAGE_CLASSES: Final = frozenset({"08", "28", "53", "57", "58", "F0", "XX"})
+_OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "3D000", "55P03"})
+_CONFLICTS: Final = frozenset({"40001", "40P01"})
+_LOST: Final = frozenset({"57P01", "57P02", "57P05", "25P03"})  # the server ended the connection, and may take another
+
+
+class Drift(Exception):  # noqa: N818 - a condition
+    """What the transaction had read was changed by somebody else who did not take its lock; it was taken back."""
+
+
+class NotConnected(psycopg.OperationalError):
+    """No connection could be made."""
+
+
+class Silence(psycopg.OperationalError):
+    """The server did not answer in time, and the connection was given up."""
+
+
+# --- addresses -------------------------------------------------------------------------------------------------
+
+
+class Address:
+    """Where the database is, and how to get in. Only `connect` sees the password."""
+
+    def __init__(self, conninfo: str, password: Secret | None) -> None:
+        parts = conninfo_to_dict(conninfo)
+        told = parts.pop("password", None)
+        self._password = password or (Secret(str(told)) if told else None)
+        self._parts: dict[str, Any] = {
+            "connect_timeout": CONNECT_S,
+            "application_name": "nemo-agents",
+            "keepalives": 1,
+            "keepalives_idle": 2,
+            "keepalives_interval": 1,
+            "keepalives_count": 3,
+            "tcp_user_timeout": int(ANSWER_S * 1000),
+            **parts,
+            "client_encoding": "UTF8",
+        }
+        self.label = f"{parts.get('dbname') or 'the default database'} at {parts.get('host') or 'the local server'}"
+        if parts.get("port"):
+            self.label += f":{parts['port']}"
+
+    def hide(self, text: str) -> str:
+        """Return an error's text in one line, without the password."""
+        line = " ".join(text.split())
+        password = self._password.reveal() if self._password is not None else ""
+        return line.replace(password, "…") if password else line
+
+    def connect(
+        self, *, idle_s: float = IDLE_S, lock_s: float = LOCK_S, statement_s: float = STATEMENT_S
+    ) -> psycopg.Connection:
+        """Open a connection in which nothing takes for ever. Raises psycopg.Error, without the password in it."""
+        password = {} if self._password is None else {"password": self._password.reveal()}
+        try:
+            connection = _Connection.connect(make_conninfo(**self._parts, **password), autocommit=True)
+        except psycopg.OperationalError as error:
+            raise NotConnected(self.hide(str(error))) from None
+        try:
+            connection.adapters.register_dumper(int, Int8Dumper)
+            connection.adapters.register_dumper(str, _Text)
+            settings = {
+                "default_transaction_isolation": "read committed",
+                "statement_timeout": f"{statement_s * 1000:.0f}",
+                "lock_timeout": f"{lock_s * 1000:.0f}",
+                "idle_in_transaction_session_timeout": f"{idle_s * 1000:.0f}",
+            }
+            connection.patience_s = statement_s + (ANSWER_S - STATEMENT_S)
+            chosen = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
+            connection.execute(f"SELECT {chosen}", list(settings.values()))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever."""
+
+    patience_s: float = ANSWER_S
+
+    def wait(self, gen: Any, interval: float = 0.0, timeout: float | None = None) -> Any:  # noqa: ARG002 - ours is shorter
+        """Wait for an answer; when there is none in time, the connection is lost."""
+        return super().wait(_impatient(gen, self), interval=self.patience_s)
+
+
+def _impatient(gen: Any, connection: _Connection) -> Generator[Any, Any, Any]:
+    """Pass everything between the driver and its waiting, but for the news that nothing came in time."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready:
+                gen.close()
+                connection.pgconn.finish()
+                raise Silence(f"the server has not answered for {connection.patience_s:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+class _Text(StrDumperUnknown):
+    """Texts without NUL, which PostgreSQL does not store."""
+
+    def dump(self, obj: Any) -> Any:
+        return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
+
+
+# --- statements ------------------------------------------------------------------------------------------------
+
+_NAMED: Final = re.compile(r"(?<!:):([a-z_]+)")
+_JSON_EACH: Final = re.compile(r"json_each\((\S+)\) (\w+)")
+_INSERT: Final = re.compile(r"INSERT INTO (\w+)\(([^)]*)\) VALUES \([?, ]*\)(?P<conflict> ON CONFLICT .*)?$")
+_UPDATE: Final = re.compile(r"UPDATE (\w+) SET (.*) WHERE (.*)$")
+_ASSIGNMENT: Final = re.compile(r",\s*(?=\w+\s*=)")
+_SHARED: Final = " ON CONFLICT DO NOTHING"
+Types = dict[tuple[str, str], str]
+
+
+@lru_cache(maxsize=1024)
+def translate(statement: str) -> str:
+    """Return a statement of the shared SQL as PostgreSQL and its driver want it."""
+    text = _JSON_EACH.sub(r"json_array_elements_text((\1)::json) \2(value)", statement.replace("%", "%%"))
+    return _NAMED.sub(r"%(\1)s", text).replace("?", "%s")
+
+
+class _Rows:
+    """The rows that one statement is to write."""
+
+    __slots__ = ("likely", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Sequence[Any]] = []
+        self.likely: int | None = None
+
+
+class PostgresDatabase:
+    """The `Database` protocol over one connection."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection = connection
+        self.before_reading: Callable[[], None] | None = None  # puts off what is put off elsewhere
+        self._inserts: dict[str, list[Sequence[Any]]] = {}
+        self._updates: dict[str, _Rows] = {}
+        self._touched: set[tuple[Any, ...]] = set()
+        self._bulk: dict[str, tuple[str, list[str]]] = {}
+        self.types: Types = {}
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is something to commit or to take back."""
+        if self.connection.closed:
+            return False
+        return self.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.forget()
+        self.connection.close()
+
+    def forget(self) -> None:
+        """Drop what was put off."""
+        self._inserts.clear()
+        self._updates.clear()
+        self._touched.clear()
+
+    def execute(self, statement: str, parameters: Parameters = (), /) -> Cursor:
+        """Run a statement now, after all that were put off."""
+        self.flush()
+        return self.connection.execute(translate(statement), parameters)
+
+    def executemany(self, statement: str, parameters: Iterable[Sequence[Any]], /) -> object:
+        """Run a statement once for each row of parameters."""
+        self.flush()
+        cursor = self.connection.cursor()
+        cursor.executemany(translate(statement), list(parameters))
+        return cursor
+
+    def later(self, statement: str, parameters: Sequence[Any], /) -> object:
+        """Put a write off."""
+        if statement.startswith("INSERT"):
+            self._inserts.setdefault(statement, []).append(parameters)
+        else:
+            self._put_off(statement, parameters)
+        return None
+
+    def touch(self, statement: str, parameters: Sequence[Any], likely: int | None, /) -> int:
+        """Put a write off that is known to change so many rows; where nothing is known, run it."""
+        if likely is None:
+            return self.execute(statement, parameters).rowcount
+        rows = self._put_off(statement, parameters)
+        rows.likely = (rows.likely or 0) + likely
+        return likely
+
+    def commit(self) -> None:
+        """Send what was put off, and commit. Raises CommitUnknown when nobody knows whether that was done."""
+        self.flush(last=True)
+        try:
+            done = self.connection.execute("COMMIT", prepare=False).statusmessage
+        except psycopg.Error as error:
+            if self.connection.closed:
+                raise CommitUnknown(str(error)) from error
+            raise
+        if done != "COMMIT":  # what PostgreSQL answers when there was an error before
+            raise Drift(f"the transaction was taken back: {done}")
+
+    def flush(self, *, last: bool = False) -> None:
+        """Send what was put off.
+
+        Rows that other transactions may insert as well are sent at the end alone, in the order of their keys: so no
+        two transactions wait for each other.
+        """
+        if self.before_reading is not None:
+            self.before_reading()
+        if not self._inserts and not self._updates:
+            return
+        inserts = {key: rows for key, rows in self._inserts.items() if last or not key.endswith(_SHARED)}
+        updates = self._updates
+        self._inserts = {key: rows for key, rows in self._inserts.items() if key not in inserts}
+        self._updates = {}
+        self._touched.clear()
+        if not inserts and not updates:
+            return
+        checks: list[tuple[str, int, psycopg.Cursor[Any]]] = []
+        with self.connection.pipeline():
+            for statement, rows in inserts.items():
+                self._send(statement, sorted(rows, key=_first) if statement.endswith(_SHARED) else rows)
+            for statement, put_off in updates.items():
+                cursor = self._send(statement, put_off.rows)
+                if put_off.likely is not None:
+                    checks.append((statement, put_off.likely, cursor))
+        for statement, likely, cursor in checks:
+            if cursor.rowcount != likely:
+                raise Drift(f"{cursor.rowcount} rows instead of {likely}: {statement}")
+
+    def _put_off(self, statement: str, parameters: Sequence[Any]) -> _Rows:
+        table, marks = _key_of(statement)
+        key = (table, *parameters[-marks:])
+        if key in self._touched:  # one statement for many rows changes each of them once
+            self.flush()
+        self._touched.add(key)
+        rows = self._updates.get(statement)
+        if rows is None:
+            rows = self._updates[statement] = _Rows()
+        rows.rows.append(parameters)
+        return rows
+
+    def _send(self, statement: str, rows: list[Sequence[Any]]) -> psycopg.Cursor[Any]:
+        """Send one statement for all of these rows."""
+        if len(rows) == 1:
+            return self.connection.execute(translate(statement), rows[0])
+        known = self._bulk.get(statement)
+        if known is None:
+            make = _insert_of_many if statement.startswith("INSERT") else _update_of_many
+            known = self._bulk[statement] = make(statement, self.types)
+        text, names = known
+        return self.connection.execute(text, [_as_json(names, rows)])
+
+    def learn(self) -> None:
+        """Read the types of all columns, which writing many rows at once asks for."""
+        found = self.connection.execute(
+            "SELECT table_name, column_name, data_type FROM information_schema.columns"
+            " WHERE table_schema = current_schema()"
+        )
+        self.types = {(table, column): kind for table, column, kind in found}
+
+
+def _key_of(statement: str) -> tuple[str, int]:
+    """Return the table that an UPDATE writes, and how many of its last parameters say which rows."""
+    known = _keys.get(statement)
+    if known is None:
+        match = _UPDATE.match(statement)
+        assert match is not None, statement
+        known = _keys[statement] = match[1], match[3].count("?")
+    return known
+
+
+_keys: dict[str, tuple[str, int]] = {}
+
+
+def _first(row: Sequence[Any]) -> Any:
+    return row[0]
+
+
+def _insert_of_many(statement: str, types: Types) -> tuple[str, list[str]]:
+    """Return an INSERT that takes its rows from one JSON text, and the names of their fields."""
+    match = _INSERT.match(statement)
+    assert match is not None, statement
+    table, listed = match[1], match[2]
+    fields = [types[table, name.strip()] for name in listed.split(",")]
+    values = ", ".join(_field(number, kind) for number, kind in enumerate(fields))
+    text = f"INSERT INTO {table}({listed}) SELECT {values} FROM {_recordset(fields)}{match['conflict'] or ''}"  # noqa: S608 - our own names
+    return text, _names(fields)
+
+
+def _update_of_many(statement: str, types: Types) -> tuple[str, list[str]]:
+    """Return an UPDATE that takes what it asks for from one JSON text, and the names of its fields.
+
+    A parameter has the type of the column that is set from it, or compared with it.
+    """
+    match = _UPDATE.match(statement)
+    assert match is not None, statement
+    table, fields = match[1], list[str]()
+
+    def filled(part: str) -> str:
+        name = part.strip().partition("=")[0].strip()
+        while "?" in part:
+            part = part.replace("?", _field(len(fields), types[table, name]), 1)
+            fields.append(types[table, name])
+        return part
+
+    sets = ", ".join(filled(part) for part in _ASSIGNMENT.split(match[2]))
+    where = " AND ".join(filled(part) for part in match[3].split(" AND "))
+    return f"UPDATE {table} SET {sets} FROM {_recordset(fields)} WHERE {where}", _names(fields)  # noqa: S608 - our own names
+
+
+def _field(number: int, kind: str) -> str:
+    return f"decode(x.p{number}, 'base64')" if kind == "bytea" else f"x.p{number}"
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    return [f"p{number}" for number in range(len(fields))]
+
+
+def _recordset(fields: Sequence[str]) -> str:
+    columns = ", ".join(f"p{n} {'text' if kind == 'bytea' else kind}" for n, kind in enumerate(fields))
+    return f"json_to_recordset(%s::json) AS x({columns})"
+
+
+def _as_json(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    body = msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows])
+    if b"\\u0000" in body:  # a NUL, or the text of one
+        clean = [[v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in row] for row in rows]
+        body = msgspec.json.encode([dict(zip(names, row, strict=True)) for row in clean])
+    return body.decode()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+_UNIQUE: Final = re.compile(r"Key \(([^)]*)\)")
+
+
+def _is_outage(error: BaseException) -> bool:
+    if not isinstance(error, psycopg.Error):
+        return isinstance(error, OSError)
+    state = error.sqlstate
+    if state is None:  # not the server's words: the connection is the matter
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state in _OUTAGES or (state[:2] in _OUTAGE_CLASSES and state not in _CONFLICTS)
+
+
+def _may_retry(error: BaseException) -> bool:
+    if isinstance(error, Drift):
+        return True
+    if isinstance(error, NotConnected) or not isinstance(error, psycopg.Error):
+        return False
+    return error.sqlstate in _CONFLICTS or error.sqlstate in _LOST or _was_cut(error)
+
+
+def _was_cut(error: psycopg.Error) -> bool:
+    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and error.sqlstate is None
+    return lost and not isinstance(error, Silence)
+
+
+def _refused(error: Exception) -> str | None:
+    if not isinstance(error, psycopg.IntegrityError | psycopg.DataError | psycopg.errors.RaiseException):
+        return None
+    found = _UNIQUE.search(error.diag.message_detail or "")
+    if found is None:
+        return " ".join(str(error).split())
+    columns = ", ".join(f"{error.diag.table_name}.{name}" for name in found[1].split(", "))
+    return f"{error.diag.message_primary} ({columns})"
+
+
+POSTGRES: Final = Dialect(errors=(psycopg.Error, Drift), is_outage=_is_outage, may_retry=_may_retry, refused=_refused)

@@ -1,0 +1,8 @@
+"""The recorded usage of providers is kept with the tests of the function that reads it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))

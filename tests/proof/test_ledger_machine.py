@@ -1,0 +1,97 @@
+"""The stores against the model of a ledger, and the proof that the machine finds what it looks for.
+
+Dice play 5,000 runs of up to 80 steps on SQLite (30 to 40 ms of a core each) and 60 on PostgreSQL, where each step
+waits for two servers; Hypothesis plays some more, to shorten what it finds. `make test-long` plays 100,000 and 6,000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from backends import SQLITE, Backend, PostgresBackend, memory, sqlite_with
+from dice import STEPS, machine_on, play
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from ledger_machine import the_loop
+from ledger_model import Ledger, MemoryStore
+from longrun import seeds
+from planted import (
+    ARITHMETIC,
+    ChecksThenCharges,
+    HoldsNothingForAFallback,
+    LosesCommits,
+    ReadsTheLimitBeforeTheLock,
+    VoidsWhatNobodyKnows,
+    books_of,
+)
+
+from nemo_agents.gateway.stores.sqlite import SqliteStore
+
+SHORTENED = settings(
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+# To see whether a bug is found, neither chance nor the shortest way to it is wanted.
+SEARCH = settings(
+    SHORTENED, max_examples=400, derandomize=True, database=None, phases=(Phase.generate,), report_multiple_bugs=False
+)
+
+
+@pytest.mark.parametrize("played", seeds(5_000, 20, long=100_000))
+def test_sqlite_is_the_model(played: range) -> None:
+    """Every answer and balance of the store is the model's, whatever happens in between."""
+    for seed in played:
+        play(SQLITE, seed)
+
+
+@pytest.mark.parametrize("runs", [60, pytest.param(5_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("backend", [SQLITE, memory()], ids=lambda backend: backend.name)
+def test_hypothesis_finds_no_way_to_tell_them_apart(backend: Backend, runs: int) -> None:
+    run_state_machine_as_test(machine_on(backend), settings=settings(SHORTENED, max_examples=runs))
+
+
+@pytest.mark.parametrize("played", seeds(60, 2, long=6_060))
+def test_postgres_is_the_model(postgres_url: str, played: range) -> None:
+    """Two gateways on one database. A run takes half a second, so that CI plays sixty: the rest is `make test-long`."""
+    postgres = PostgresBackend(postgres_url)
+    try:
+        for seed in played:
+            play(postgres.backend, seed)
+    finally:
+        the_loop().run_until_complete(postgres.stop())
+
+
+def finds(backend: Backend) -> None:
+    """Assert that the machine fails on a backend; what it says about it is not for the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(AssertionError):
+        run_state_machine_as_test(machine_on(backend), settings=SEARCH)
+
+
+@pytest.mark.parametrize("bug", ARITHMETIC, ids=lambda bug: bug.__name__)
+def test_it_finds_a_bug_in_the_arithmetic(bug: type[Ledger]) -> None:
+    """Each planted bug is found within 400 runs."""
+    finds(memory(books=lambda: books_of(bug)))
+
+
+def test_it_finds_a_store_that_loses_commits() -> None:
+    finds(memory(LosesCommits))
+
+
+def test_the_memory_store_without_a_bug_is_not_accused() -> None:
+    """The search that finds the planted bugs is silent about the store they were planted in."""
+    for seed in range(100):
+        play(memory(MemoryStore), seed)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [ChecksThenCharges, ReadsTheLimitBeforeTheLock, HoldsNothingForAFallback, VoidsWhatNobodyKnows],
+    ids=lambda bug: bug.__name__,
+)
+def test_it_finds_a_bug_before_sqlite(bug: type) -> None:
+    """The same through the real store: the machine needs no look inside."""
+    finds(sqlite_with(lambda path, **options: bug(SqliteStore(path, **options))))
