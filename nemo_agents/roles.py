@@ -172,8 +172,8 @@ class Exposure:
     """The most that can be spent in one period: the sum of the roles' budgets, and the fleet's own.
 
     Budgets in shadow hold nothing and do not count. `fleet_nanos` is None when the fleet has no budget for this
-    period. `elsewhere` names the roles that only budgets of other periods hold, `uncapped` those that none of their
-    own holds, so that only the fleet's does.
+    period. `of` names the roles of that sum, `elsewhere` those that only budgets of other periods hold, `uncapped`
+    those that none of their own holds, so that only the fleet's does.
     """
 
     period: str
@@ -181,6 +181,7 @@ class Exposure:
     fleet_nanos: int | None
     elsewhere: tuple[str, ...] = ()
     uncapped: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -275,6 +276,7 @@ class FleetDeclaration:
                 fleet_nanos=of_fleet.get(period),
                 elsewhere=tuple(name for name, found in held.items() if found and period not in found),
                 uncapped=uncapped,
+                of=tuple(name for name, found in held.items() if period in found),
             )
             for period in periods
         )

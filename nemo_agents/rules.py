@@ -224,7 +224,7 @@ def shadow_of(value: object, limits: dict[str, int | None], at: str) -> tuple[st
     """Return which of the limits record and never refuse, in the order of RATES. Raises DeclarationError."""
     field = f"{at}.shadow"
     if isinstance(value, str) or not isinstance(value, Iterable):
-        remedy = f"Write a list out of {', '.join(RATES)}: shadow=[{RATES[0]!r}]."
+        remedy = f'Write a list out of {", ".join(RATES)}: shadow=[{RATES[0]!r}]; in a budget, mode = "shadow".'
         raise DeclarationError("is not a list", field=field, value=value, remedy=remedy)
     named = tuple(value)
     for name in named:

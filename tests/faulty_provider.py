@@ -43,6 +43,14 @@ BEHAVIOURS = {
     "tools": "calls the first tool it is offered with fitting arguments; after a tool's answer it speaks",
     "many-chunks": "an answer of --many words, one per chunk",
     "ignores-cap": "the same, whatever cap on its output it was sent",
+    "empty-finish-reason": "ignores its cap, and every chunk has the finish reason ''",
+    "second-runs-on": "ignores its cap in a second choice, after the first has finished",
+    "usage-running": "every chunk of a stream tells the usage so far, and no chunk of its own tells it at the end",
+    "usage-running-drop": "the same, and hangs up halfway",
+    "usage-running-end": "the same, and ends properly halfway, without any word that it is the end",
+    "usage-running-error": "the same, with an error event halfway",
+    "usage-running-stepped": "the same, and every piece of text waits for a release",
+    "usage-running-ignores-cap": "the same, ignores its cap",
     "slow-first-byte": "answers when released, or after --delay-s",
     "stepped": "a stream in which every piece of text waits for a release",
     "hang": "never answers",
@@ -51,6 +59,12 @@ BEHAVIOURS = {
     "rate-limited-once": "the first time only",
     "error-500": "500",
     "error-500-once": "the first time only",
+    "error-503": "503 in its own words",
+    "timeout-408": "408 in its own words",
+    "proxy-500": "500 as something in between says it: a page, whatever the backend has done",
+    "proxy-503": "503, likewise",
+    "proxy-408": "408, likewise",
+    "proxy-json-503": "503, as a JSON object with a message and nothing else",
     "unauthorized": "401",
     "bad-request": "400",
     "drop-before-head": "takes the request and hangs up",
@@ -69,6 +83,7 @@ BEHAVIOURS = {
     "usage-detailed": "says which tokens were cached, written to the cache and spent on reasoning: one of each",
     "done-missing": "a stream without [DONE]",
     "done-twice": "a stream with two",
+    "done-drop": "a stream that is whole, and then a connection that is not closed in order",
 }
 
 
@@ -397,39 +412,50 @@ async def with_faults(
 ) -> AsyncIterator[bytes]:
     """The events of a stream. Tokens are billed as their event is generated."""
     envelope_ = {**envelope(record, "chat.completion.chunk"), **({"usage": None} if usage else {})}
+    running = behaviour.startswith("usage-running")
+    answers = 2 if behaviour == "second-runs-on" else 1
 
-    def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return b"data: " + dumps({**envelope_, "choices": [choice]}) + b"\n\n"
+    def event(delta: dict[str, Any], reason: str | None = None, *, index: int = answers - 1) -> bytes:
+        if reason is None and behaviour == "empty-finish-reason":
+            reason = ""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        told = {"usage": usage_of(record)} if running else {}
+        return b"data: " + dumps({**envelope_, "choices": [choice], **told}) + b"\n\n"
 
+    if answers > 1:
+        yield event({"role": "assistant", "content": "No"}, "stop", index=0)
     yield event({"role": "assistant", "content": None if "tool_calls" in deltas[0] else ""})
     for index, delta in enumerate(deltas):
         if index == len(deltas) // 2:
             match behaviour:
-                case "drop-mid-stream":
+                case "drop-mid-stream" | "usage-running-drop":
                     raise HangUp
+                case "usage-running-end":
+                    return
                 case "half-event":
                     whole_event = event(delta)
                     await link.write(b"%x\r\n%b" % (len(whole_event), whole_event[: len(whole_event) // 2]))
                     raise HangUp
-                case "sse-error-event":
+                case "sse-error-event" | "usage-running-error":
                     yield b"data: " + error_body("the model is overloaded", "server_error") + b"\n\n"
                     return
                 case "huge-line":
                     yield b"data: " + b"x" * (2 << 20) + b"\n\n"
                 case "bad-utf8":
                     yield event({"content": "~"}).replace(b"~", b"\xff\xfe")
-        if behaviour == "stepped":
+        if behaviour.endswith("stepped"):
             await link.unless_left(link.state.permits.acquire())
         record.completion_tokens += words_in(delta.get("content") or "") + len(delta.get("tool_calls") or ())
         yield event(delta)
     yield event({}, finish_reason)
-    if usage and behaviour != "usage-missing":
+    if usage and not running and behaviour != "usage-missing":
         yield b"data: " + dumps({**envelope_, "choices": [], "usage": usage_of(record)}) + b"\n\n"
     if behaviour != "done-missing":
         yield b"data: [DONE]\n\n"
     if behaviour == "done-twice":
         yield b"data: [DONE]\n\n"
+    if behaviour == "done-drop":
+        raise HangUp
 
 
 async def before_the_head(link: Link, record: Record, behaviour: str) -> None:
@@ -459,11 +485,11 @@ def message_for(state: State, record: Record, behaviour: str, raw: bytes) -> tup
     text = TEXT
     if behaviour == "echo":
         text = raw.decode("utf-8", "replace")
-    elif behaviour in {"many-chunks", "ignores-cap"}:
+    elif behaviour in IGNORES_CAP or behaviour == "many-chunks":
         text = " ".join(f"w{number}" for number in range(state.many))
     words, reason = text.split(" "), "stop"
     limit = record.body.get("max_completion_tokens") or record.body.get("max_tokens")
-    if isinstance(limit, int) and behaviour not in {"echo", "ignores-cap"} and len(words) > limit:
+    if isinstance(limit, int) and behaviour != "echo" and behaviour not in IGNORES_CAP and len(words) > limit:
         words, reason = words[:limit], "length"
     text = " ".join(words)
     return {"role": "assistant", "content": text, "refusal": None}, reason, words_in(text)
@@ -534,9 +560,17 @@ def error_body(message: str, kind: str) -> bytes:
     return dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
 
 
+IGNORES_CAP = {"ignores-cap", "empty-finish-reason", "second-runs-on", "usage-running-ignores-cap"}
+PAGE = b"<html><h1>Service Unavailable</h1></html>"
 REFUSALS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "rate-limited": (429, error_body("Rate limit reached", "rate_limit_error"), {"retry-after": "1"}),
     "error-500": (500, error_body("The server had an error", "server_error"), {}),
+    "error-503": (503, error_body("The engine is overloaded", "server_error"), {}),
+    "timeout-408": (408, error_body("The request took too long", "server_error"), {}),
+    "proxy-500": (500, PAGE, {"content-type": "text/html"}),
+    "proxy-503": (503, PAGE, {"content-type": "text/html"}),
+    "proxy-408": (408, PAGE, {"content-type": "text/html"}),
+    "proxy-json-503": (503, dumps({"message": "Service Unavailable"}), {}),
     "unauthorized": (401, error_body("Incorrect API key provided", "invalid_request_error"), {}),
     "bad-request": (400, error_body("Unsupported value", "invalid_request_error"), {}),
     "redirect": (307, b"", {"location": "/_trap"}),

@@ -91,7 +91,10 @@ class DeploymentRow(msgspec.Struct, kw_only=True):
 
 
 class StoppedBy(msgspec.Struct, kw_only=True, frozen=True):
-    """What ended a run: `kind` is `budget`, `rate`, `guardrail`, `max_calls`, `stopped`, `error` or `access`."""
+    """What ended a run.
+
+    `kind` is `budget`, `rate`, `loop`, `guardrail`, `max_calls`, `stopped`, `error` or `access`.
+    """
 
     kind: str
     code: str

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from nemo_agents.cli.connect import address, admin_client, gateway_options, home_folder
 from nemo_agents.cli.output import console, one_line, print_json, print_wrapped
 from nemo_agents.errors import AdminError, ExitCode, NemoError
+
+if TYPE_CHECKING:
+    from nemo_agents.client import Client
 
 __all__ = ["doctor"]
 
@@ -123,6 +126,7 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
 
     try:
         with admin_client(url, home) as client:
+            yield from _readiness(client, url)
             info = client.run(observe.info())
             problems = client.run(observe.verify()).get("problems", [])
     except AdminError as error:
@@ -144,6 +148,22 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
         )
     if not problems:
         yield _Finding(level="ok", what="every balance in the ledger adds up")
+
+
+def _readiness(client: Client, url: str) -> Iterator[_Finding]:
+    """Ask whether calls can be served now. Raises GatewayUnreachable when nothing answers."""
+    from nemo_agents.admin.calls import Call, ignored
+
+    try:
+        client.run(Call(method="GET", path="/health/ready", decode=ignored))
+    except AdminError as error:
+        yield _Finding(
+            level="fail",
+            what=f"the gateway at {url} cannot serve now: {error}",
+            remedy="look whether its PostgreSQL or Redis runs and can be reached, and into its log",
+        )
+        return
+    yield _Finding(level="ok", what="store and limiter are ready")
 
 
 def _startup_files() -> Iterator[_Finding]:

@@ -11,16 +11,19 @@ import click
 
 from nemo_agents.cli.connect import admin_client, gateway_options
 from nemo_agents.cli.output import console, one_line, print_json, print_wrapped, safe_json
+from nemo_agents.errors import AdminError, GatewayUnreachable, NemoError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_agents.admin.wire import EventRow
+    from nemo_agents.admin.wire import EventPage, EventRow
+    from nemo_agents.client import Client
 
 __all__ = ["events"]
 
 _INDENT = 16  # where the message of an event begins that does not fit its line
 _PAGE = 500
+_AWAY_S = 2.0  # between tries while the gateway does not answer
 
 
 @click.command()
@@ -43,11 +46,14 @@ def events(
     as_json: bool,
 ) -> None:
     """Read alerts, oldest first: budgets at their thresholds, spend spikes, overruns."""
+    from nemo_agents.admin import observe
     from nemo_agents.admin.events import events as read
 
     to = console()
     with admin_client(gateway_url, home) as client:
         page = client.run(read(limit=limit, fleet=fleet))
+        if fleet is not None and not page.events and not client.run(observe.status(fleet)):
+            raise NemoError(f"the gateway has no fleet {fleet}. `nemo-agents status` lists those it has.")
         if not follow:
             if as_json:
                 print_json(page.events)
@@ -62,7 +68,28 @@ def events(
             sys.stdout.flush()
             if len(page.events) < _PAGE:
                 time.sleep(interval)
-            page = client.run(read(after=page.next, limit=_PAGE, fleet=fleet))
+            page = _further(client, page.next, fleet, pause_s=max(interval, _AWAY_S))
+
+
+def _further(client: Client, after: int, fleet: str | None, *, pause_s: float) -> EventPage:
+    """Read what came after `after`; while the gateway is away, say so once and ask again until it is back."""
+    from nemo_agents.admin.events import events as read
+
+    away = False
+    while True:
+        try:
+            page = client.run(read(after=after, limit=_PAGE, fleet=fleet))
+        except (GatewayUnreachable, AdminError) as error:
+            if isinstance(error, AdminError) and error.status < 500:
+                raise
+            if not away:
+                click.echo(f"The gateway is away ({one_line(str(error))}) Waiting for it.", err=True)
+            away = True
+            time.sleep(pause_s)
+            continue
+        if away:
+            click.echo("The gateway is back.", err=True)
+        return page
 
 
 def _print(to: Console, found: list[EventRow], *, as_json: bool) -> None:

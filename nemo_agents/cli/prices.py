@@ -61,7 +61,11 @@ def list_(model: str | None, gateway_url: str | None, home: Path | None, *, as_j
 
 @prices.command()
 @click.argument("table", metavar="FILE|URL")
-@click.option("--force", is_flag=True, help="Take it although prices are a thousand times off the former ones.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take it although models disappear, or prices are a thousand times off the former ones.",
+)
 @gateway_options
 def update(table: str, gateway_url: str | None, home: Path | None, *, force: bool) -> None:
     """Give the gateway a table of prices in the data format of genai-prices; the whole table is replaced.

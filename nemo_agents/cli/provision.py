@@ -289,9 +289,13 @@ def export(fleet: str, gateway_url: str | None, home: Path | None, *, only: str 
     }
     if not found:
         who = f"role {only} of fleet {name}" if only else f"fleet {name}"
-        raise ProvisionError(
-            f"the key store has no key for {who} at {site.gateway_url}. `nemo-agents provision` first."
+        elsewhere = site.store.addresses(name, only)
+        todo = (
+            f"It has one for {', '.join(map(one_line, elsewhere))}: name the gateway with --gateway."
+            if elsewhere
+            else "`nemo-agents provision` first."
         )
+        raise ProvisionError(f"the key store has no key for {who} at {site.gateway_url}. {todo}")
     if form == "json":
         print_json({role: secret.reveal() for role, secret in found.items()})
         return

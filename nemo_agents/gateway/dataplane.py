@@ -16,6 +16,7 @@ from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, send_json
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
+from nemo_agents.gateway.outages import Complaints
 from nemo_agents.gateway.relay import relay
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
@@ -41,6 +42,8 @@ class DataPlane:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._no_store = Complaints(_log, "store unavailable")
+        self._no_limiter = Complaints(_log, "limiter unavailable")
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
@@ -58,10 +61,10 @@ class DataPlane:
         except Denied as denied:
             await self._denied(x, denied.refusal)
         except StoreUnavailable as error:
-            _log.error("store unavailable", request_id=x.request_id, error=str(error))
+            self._no_store.add(request_id=x.request_id, error=str(error))
             await self._answer_fault(x, _UNAVAILABLE)
         except LimiterUnavailable as error:
-            _log.error("limiter unavailable", request_id=x.request_id, error=str(error))
+            self._no_limiter.add(request_id=x.request_id, error=str(error))
             await self._denied(x, _NO_RATES)
         except Exception:  # noqa: BLE001 - the last line of defence: a 500 with a code, never a dropped connection
             # The traceback goes to the log without the request: prompts and keys are in its locals, never in it.

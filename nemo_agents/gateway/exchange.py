@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -179,5 +180,18 @@ class Exchange:
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal; `started` must be False."""
         headers = self.common_headers() | refusal_headers(refusal)
+        await self.answer(refusal.status, error_body(refusal, self.request_id), headers)
+
+    async def answer(self, status: int, body: object, headers: Headers) -> None:
+        """Answer with JSON (bytes are JSON already); whoever does not read it goes without."""
         self.started = True
-        await send_json(self.send, refusal.status, error_body(refusal, self.request_id), headers)
+        await self.deliver(send_json(self.send, status, body, headers))
+
+    async def deliver(self, sending: Awaitable[None]) -> bool:
+        """Send something; False when the client reads nothing for `client_timeout_s`: it must hold nothing back."""
+        try:
+            async with asyncio.timeout(self.gateway.settings.client_timeout_s):
+                await sending
+        except TimeoutError:
+            return False
+        return True

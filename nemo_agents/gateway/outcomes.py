@@ -14,6 +14,7 @@ from nemo_agents.gateway.ports import ProviderResponse, UpstreamError
 from nemo_agents.gateway.upstream import read_all
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import Target
+from nemo_agents.policy.settlement import is_own_error
 from nemo_agents.policy.usage import Usage
 
 __all__ = ["NOT_JSON", "Answered", "Failure", "final_refusal", "read_failure"]
@@ -34,11 +35,16 @@ class Failure:
     timed_out: bool = False
     retry_after_ms: int | None = None
     body: bytes | None = None  # the provider's own words, where they are the client's to read
+    own_error: bool = False  # the provider itself said so, and not something in between
+    refusal: Refusal | None = None  # why nothing was sent, where that is ours to say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An attempt that was answered, wholly or until the stream broke."""
+    """An attempt that was answered, wholly or until the stream broke.
+
+    `usage` is of the whole answer, None where nobody knows it; `told` is then what it had said so far, if anything.
+    """
 
     usage: Usage | None
     answer: object
@@ -48,6 +54,7 @@ class Answered:
     status: int = 200
     code: str | None = None
     error: str | None = None
+    told: Usage | None = None
     counted_nanos: int | None = None  # what was counted of an answer that was cut because it had cost all it may
 
 
@@ -70,6 +77,7 @@ async def read_failure(response: ProviderResponse) -> Failure:
         sent=True,
         retry_after_ms=_retry_after_ms(response.headers),
         body=raw if keep else None,
+        own_error=is_own_error(decoded),
     )
 
 

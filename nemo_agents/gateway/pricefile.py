@@ -16,10 +16,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 from genai_prices import types as theirs
 
-__all__ = ["PriceTableError", "check_against", "read_table", "rows_of"]
+__all__ = ["PriceTableError", "check_against", "check_complete", "read_table", "rows_of"]
 
 _DOLLARS_MAX: Final = 1_000_000
 _LIKELY_FACTOR: Final = 1000
+_NAMED_MAX: Final = 3
 _TEXT_CLAUSES: Final[Mapping[str, Callable[[str], theirs.MatchLogic]]] = {
     "starts_with": theirs.ClauseStartsWith,
     "ends_with": theirs.ClauseEndsWith,
@@ -40,8 +41,10 @@ def read_table(raw: bytes) -> list[theirs.Provider]:
         document = msgspec.json.Decoder(float_hook=Decimal).decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidOperation) as error:
         raise PriceTableError(f"The table is not JSON: {error}.") from None
-    if not isinstance(document, list) or not document:
+    if not isinstance(document, list):
         raise PriceTableError("The table must be a list of providers, as genai-prices publishes it.")
+    if not document:
+        raise PriceTableError("The table is an empty list. Give a whole table: it takes the place of the former one.")
     providers = [_provider(f"provider {number}", row) for number, row in enumerate(document, start=1)]
     _unique("providers", (provider.id for provider in providers))
     if not any(provider.models for provider in providers):
@@ -69,6 +72,29 @@ def check_against(former: Iterable[theirs.Provider], table: Iterable[theirs.Prov
                         f"{provider.id}, {model.id}, {field}: {new} is {_LIKELY_FACTOR} times off the former {old}. "
                         "If it is right all the same, give the table again with `force`."
                     )
+
+
+def check_complete(former: Iterable[theirs.Provider], table: Iterable[theirs.Provider]) -> None:
+    """Refuse a table that has no price for models which the former one knows.
+
+    Raises PriceTableError with their number and the first of them.
+    """
+    new = {provider.id: provider for provider in table}
+    everywhere = list(new.values())
+    own = {(provider.id, model.id) for provider in everywhere for model in provider.models}
+    lost = [
+        f"{provider.id}/{model.id}"
+        for provider in former
+        for model in provider.models
+        if (provider.id, model.id) not in own
+        and (provider.id not in new or new[provider.id].find_model(model.id, all_providers=everywhere) is None)
+    ]
+    if lost:
+        what = "1 model disappears:" if len(lost) == 1 else f"{len(lost)} models disappear, e.g."
+        raise PriceTableError(
+            f"{what} {', '.join(lost[:_NAMED_MAX])}. The table takes the place of the former one as a whole; "
+            "if that is meant, give it again with `force`."
+        )
 
 
 def rows_of(model: theirs.ModelInfo) -> Iterator[theirs.ModelPrice]:

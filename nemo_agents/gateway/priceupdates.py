@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -31,6 +32,7 @@ _FETCH_EVERY: Final = timedelta(days=1)
 _FETCH_AGAIN: Final = timedelta(hours=1)
 _FETCH_TIMEOUT_S: Final = 30.0
 _UPDATE: Final = "update"
+_SOURCE_SHOWN: Final = 80
 _log = structlog.get_logger("nemo_agents.gateway")
 
 
@@ -116,23 +118,32 @@ class _Kept(msgspec.Struct, frozen=True):
 class PriceUpdates:
     """Changes the table of one `PriceBook`; the daily one is at `update_url`, "" for the package's own address."""
 
-    def __init__(self, book: PriceBook, store: PriceStore, *, update_url: str = "") -> None:
+    def __init__(
+        self,
+        book: PriceBook,
+        store: PriceStore,
+        *,
+        update_url: str = "",
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._book = book
         self._store = store
+        self._sleep = sleep
         self._update_url = update_url
         self._changing = asyncio.Lock()
         self._kept_raw: bytes | None = None
         self.given: datetime | None = None
 
-    async def give(self, raw: bytes, *, source: str, force: bool = False) -> str:
+    async def give(self, raw: bytes, *, source: str, force: bool = False, whole: bool = True) -> str:
         """Check a table, keep it, and let it count; return its version.
 
-        Without `force` no price may be a thousand times off the former one. Raises PriceTableError, upon which the
-        former table stays, and what the store raises.
+        Without `force` no price may be a thousand times off the former one and, where it is to be a `whole` table, no
+        model of the former one may be missing. Raises PriceTableError, upon which the former table stays, and what
+        the store raises.
         """
         async with self._changing:
             kept = _Kept(source=source, given=self._book.now().astimezone(UTC), table=msgspec.Raw(raw))
-            table = await asyncio.to_thread(_read, self._book, kept, check=not force)
+            table = await asyncio.to_thread(_read, self._book, kept, check=not force, whole=whole and not force)
             body = msgspec.json.encode(kept)
             await self._store.save(body)
             self._let_count(table, kept, body)
@@ -164,7 +175,7 @@ class PriceUpdates:
                 return True
             try:
                 kept = msgspec.json.decode(body, type=_Kept)
-                table = await asyncio.to_thread(_read, self._book, kept, check=False)
+                table = await asyncio.to_thread(_read, self._book, kept)
             except (ValueError, RecursionError) as error:
                 _log.error(
                     "the kept table of prices is damaged and does not count; give it again", error=str(error)[:300]
@@ -179,7 +190,7 @@ class PriceUpdates:
         while daily or self._store.shared:
             if daily and self._book.now() >= due:
                 due = self._book.now() + (_FETCH_EVERY if await self.fetch() else _FETCH_AGAIN)
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await self._sleep(_LOOK_EVERY_S)
             if self._store.shared:
                 try:
                     await self.refresh()
@@ -190,7 +201,7 @@ class PriceUpdates:
         """Fetch the maintained table and let it count; say whether that went well. A failure is logged, no more."""
         try:
             url = self._update_url or await asyncio.to_thread(_package_url)
-            version = await self.give(await fetch_table(url), source=_UPDATE)
+            version = await self.give(await fetch_table(url), source=_UPDATE, whole=False)  # old models leave it
         except Exception as error:  # noqa: BLE001 - whatever a stranger's answer sets off, the former table stays
             _log.warning("the table of prices could not be updated", error=f"{type(error).__name__}: {error}"[:300])
             return False
@@ -224,13 +235,22 @@ def _package_url() -> str:
     return DEFAULT_UPDATE_URL
 
 
-def _read(book: PriceBook, kept: _Kept, *, check: bool) -> PriceTable:
-    from nemo_agents.gateway.pricefile import check_against, read_table  # noqa: PLC0415 - slow, as the table itself
-    from nemo_agents.gateway.pricetable import PriceTable, package_version, short_hash  # noqa: PLC0415 - likewise
+def _read(book: PriceBook, kept: _Kept, *, check: bool = False, whole: bool = False) -> PriceTable:
+    from nemo_agents.gateway.pricefile import check_against, check_complete, read_table  # noqa: PLC0415 - slow, as the table itself
+    from nemo_agents.gateway.pricetable import PriceTable  # noqa: PLC0415 - likewise
 
     raw = bytes(kept.table)
     providers = read_table(raw)
     if check:
         check_against(book.load().all, providers)
-    version = f"genai-prices {package_version()} {short_hash(raw)} {kept.given.date().isoformat()}"
-    return PriceTable(book.now, providers, version_text=version, source=kept.source)
+    if whole:
+        check_complete(book.load().all, providers)
+    return PriceTable(book.now, providers, version_text=_version(raw, kept), source=kept.source)
+
+
+def _version(raw: bytes, kept: _Kept) -> str:
+    """Name a table: that of the package's maintainers by the package, any other as what it was given as."""
+    from nemo_agents.gateway.pricetable import package_version, short_hash  # noqa: PLC0415 - slow, as the table itself
+
+    whose = f"genai-prices {package_version()}" if kept.source == _UPDATE else f"given {kept.source[:_SOURCE_SHOWN]}"
+    return f"{whose} {short_hash(raw)} {kept.given.date().isoformat()}"

@@ -137,8 +137,10 @@ def affordable(x: Exchange, targets: Sequence[Target], ask: Ask) -> Sequence[Tar
     scopes = gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=x.started_us)
     if all(scope.limit_nanos is None for scope in scopes):
         return targets
-    refusals = [cannot_hold(target, *_price(x, grant, target), ask) for target in targets]
     enforced = any(scope.guard_nanos is not None for scope in scopes)
+    limits = [scope.kind for scope in scopes if (scope.guard_nanos if enforced else scope.limit_nanos) is not None]
+    whose = f"the budget of the {' and the '.join(dict.fromkeys(limits))}"
+    refusals = [cannot_hold(target, *_price(x, grant, target), ask, whose=whose) for target in targets]
     passing = [target for target, refusal in zip(targets, refusals, strict=True) if refusal is None]
     if passing:
         return passing if enforced else targets
@@ -150,31 +152,47 @@ def affordable(x: Exchange, targets: Sequence[Target], ask: Ask) -> Sequence[Tar
     return targets
 
 
-def cannot_hold(target: Target, price: Price | None, fixed: bool, ask: Ask) -> Refusal | None:  # noqa: FBT001 - a pair
-    """Say why no budget can hold a request at a target; None when its cost has an upper bound."""
+def cannot_hold(
+    target: Target,
+    price: Price | None,
+    fixed: bool,  # noqa: FBT001 - a pair with the price
+    ask: Ask,
+    *,
+    whose: str = "a budget",
+) -> Refusal | None:
+    """Say why the budget `whose` cannot hold a request at a target; None when its cost has an upper bound."""
     if fixed:
         return None
     if ask.content.unbounded is not None:
-        return _unbounded(ask.content.unbounded)
+        return _unbounded(ask.content.unbounded, whose)
     # The sandbox charges what it stands for: a price of its own would be asked for by no name.
     name = target.model if target.provider == SANDBOX else f"{target.provider}/{target.model}"
     if price is None:
-        return _unpriced(name)
+        return _unpriced(name, whose)
     part = unpriced_component(price, ask.content)
-    return None if part is None else _unpriced(name, part)
+    return None if part is None else _unpriced(name, whose, part)
 
 
-def _unbounded(path: str) -> Refusal:
+def _unbounded(path: str, whose: str) -> Refusal:
+    if path.endswith((".image_url", ".input_image")):
+        remedy = (
+            'Beside the URL of the image, set "detail" to "low", "high" or "auto" (without one, or with an unknown '
+            "one, its tokens have no bound), or send it as a data: URL"
+        )
+    else:
+        remedy = "Leave it out, or send what it holds as text"
     message = (
-        f"{path} has no upper bound in tokens, so a budget cannot hold it. Send text, or use a role without a budget."
+        f"{path} has no upper bound in tokens, so {whose} cannot hold it. {remedy}; "
+        f"or call where no budget applies (role, fleet, run)."
     )
     return Refusal(status=400, code=Code.CONTENT_NOT_BOUNDABLE, message=message, param=path)
 
 
-def _unpriced(name: str, part: str | None = None) -> Refusal:
+def _unpriced(name: str, whose: str, part: str | None = None) -> Refusal:
     what, fields = f"{part} of {name}" if part else name, "input_per_mtok and output_per_mtok"
     message = (
-        f"No price is known for {what}, so a budget cannot hold it. "
-        f'Declare one in gateway.toml: [prices."{name}"] with {fields}{f" and {part}_per_mtok" if part else ""}.'
+        f"No price is known for {what}, so {whose} cannot hold it. "
+        f'Declare one in gateway.toml: [prices."{name}"] with {fields}{f" and {part}_per_mtok" if part else ""}'
+        f"{'' if part else '; or give the role a price_per_request'}."
     )
     return Refusal(status=400, code=Code.MODEL_NOT_PRICED, message=message, param="model")

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
-from nemo_agents.gateway.answers import send_json, stream_error
+from nemo_agents.gateway.answers import stream_error
 from nemo_agents.gateway.departure import Departure, Receive
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered, Failure, final_refusal, read_failure
@@ -28,7 +28,7 @@ from nemo_agents.policy.ledger import Balance, Held, HoldRefused, RunRefused, Se
 from nemo_agents.policy.pricing import Price, cost_nanos, pinned_service_tier
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import SANDBOX, Target, fallback_on
-from nemo_agents.policy.settlement import settle_answer, settle_cut, settle_failure
+from nemo_agents.policy.settlement import settle_answer, settle_broken, settle_cut, settle_failure
 from nemo_agents.policy.stream import answer_of
 from nemo_agents.policy.usage import Usage, usage_from_openai
 
@@ -101,7 +101,7 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
 
 
 class _Journey:
-    """The attempts of one request. `tokens` is what it used, None while unknown; `sent` whether anything left."""
+    """The attempts of one request."""
 
     def __init__(self, x: Exchange, client: Departure, flight: InFlight, ask: Ask) -> None:
         self._x = x
@@ -111,13 +111,18 @@ class _Journey:
         self._stream = x.endpoint.kind == "chat" and x.body.get("stream") is True
         self._open: _Attempt | None = None
         self._failed: Failure | None = None  # how the open attempt failed, once it has
-        self.tokens: int | None = None
-        self.sent = False
+        self._tokens = 0  # what attempts are known to have used
+        self._guesses = 0  # attempts that may have used what nobody knows
 
     @property
     def tokens_used(self) -> int | None:
-        """What counts against the rates: what is known to be used, 0 when nothing was sent, else None."""
-        return 0 if self.tokens is None and not self.sent else self.tokens
+        """What counts against the rates: what is known, and the estimate for each attempt of which nobody knows.
+
+        None is the estimate itself. It stays counted whatever came of the attempts after it.
+        """
+        if self._guesses == 1 and not self._tokens:
+            return None
+        return self._tokens + self._guesses * self._ask.tokens
 
     async def travel(self, targets: Sequence[Target]) -> None:
         try:
@@ -142,8 +147,7 @@ class _Journey:
         failures: list[Failure] = []
         for n, target in enumerate(targets, start=1):
             attempt = await self._hold(self._prepare(target, n), failures[-1] if failures else None)
-            response = await self._send(attempt)
-            failure = response if isinstance(response, Failure) else await self._answer(attempt, response)
+            failure = self._unholdable(attempt) or await self._ask_provider(attempt)
             if failure is None:
                 return
             failures.append(failure)
@@ -189,7 +193,9 @@ class _Journey:
             outcome = await self._try_hold(attempt, failed)
         if failed is not None:
             assert self._open is not None
-            self._tell_settled(self._open, self._ended(self._open, failed).settlement)
+            settlement = self._ended(self._open, failed).settlement
+            self._count(settlement)
+            self._tell_settled(self._open, settlement)
             self._open = self._failed = None
         if isinstance(outcome, RunRefused):
             raise Denied(run_refusal(outcome))
@@ -204,7 +210,6 @@ class _Journey:
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
         attempt.balances = outcome.balances
-        self._check_holdable(attempt)
         self._note_shadows(attempt)
         x.attempts, x.provider = attempt.start.n, attempt.target.provider
         x.clamped = attempt.quote.cap if attempt.quote.cap < self._ask.cap else None
@@ -218,19 +223,18 @@ class _Journey:
         assert self._open is not None
         return await store.next_attempt(x.request_id, self._ended(self._open, failed), attempt.start)
 
-    def _check_holdable(self, attempt: _Attempt) -> None:
-        """Refuse what no budget can hold, by the budgets that the store has just counted.
+    def _unholdable(self, attempt: _Attempt) -> Failure | None:
+        """Say why nothing is sent where no budget can hold it, by the budgets that the store has just counted.
 
         Among those are some that nobody knew of before: a run's cap from an earlier call, or what was declared since.
+        The next target may have the price, or the bound, that this one lacks.
         """
-        x = self._x
-        if all(balance.scope.guard_nanos is None for balance in x.balances):
-            return
+        if all(balance.scope.guard_nanos is None for balance in self._x.balances):
+            return None
         refusal = cannot_hold(attempt.target, attempt.quote.price, attempt.quote.fixed, self._ask)
-        if refusal is not None:
-            ended = self._ended(attempt, Failure(status=None, message=refusal.message, sent=False))
-            x.gateway.store.close_call(replace(x.call_refused(refusal), cost_nanos=0), ended)
-            raise Denied(refusal)
+        if refusal is None:
+            return None
+        return Failure(status=None, message=refusal.message, sent=False, refusal=refusal)
 
     def _note_shadows(self, attempt: _Attempt) -> None:
         x = self._x
@@ -267,6 +271,11 @@ class _Journey:
         return config.max_tokens_field if config else "max_tokens"
 
     # --- the send -----------------------------------------------------------------------------------------------
+    async def _ask_provider(self, attempt: _Attempt) -> Failure | None:
+        """Send an attempt and pass on what is answered; a Failure when nothing was, and the client saw nothing."""
+        response = await self._send(attempt)
+        return response if isinstance(response, Failure) else await self._answer(attempt, response)
+
     async def _send(self, attempt: _Attempt) -> ProviderResponse | Failure:
         settings = self._x.gateway.settings
         request = ProviderRequest(
@@ -282,9 +291,7 @@ class _Journey:
             async with self._client.patience():
                 response = await provider.send(request)
         except UpstreamError as error:
-            self.sent = self.sent or error.sent
             return Failure(status=None, message=str(error), sent=error.sent, timed_out=error.timed_out)
-        self.sent = True
         if response.status in _ANSWERS:
             return response
         return await read_failure(response)
@@ -295,7 +302,7 @@ class _Journey:
         try:
             if self._stream and is_stream:
                 meter = Meter(attempt.price, attempt.start.hold_nanos, self._ask.content)
-                answered = await relay_stream(self._x, self._client, response, meter)
+                answered = await relay_stream(self._x, self._client, response, meter, answers=self._ask.answers)
             else:
                 return await self._relay_plain(attempt, response)
         finally:
@@ -324,8 +331,7 @@ class _Journey:
         cost = settlement.amount_nanos
         x.balances = _after(x.balances, attempt.start.hold_nanos, cost)
         self._close(attempt, answered, settlement)
-        x.started = True
-        await send_json(x.send, 200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
+        await x.answer(200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
         return None
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -333,18 +339,29 @@ class _Journey:
         hold_nanos = attempt.start.hold_nanos
         if attempt.price is None:
             return Settlement(kind="post", amount_nanos=0)
+        cost, told = (
+            cost_nanos(attempt.price, usage, self._ask.content) if usage else None
+            for usage in (answered.usage, answered.told)
+        )
         if answered.counted_nanos is not None:
-            return settle_cut(counted_nanos=answered.counted_nanos, hold_nanos=hold_nanos)
-        cost = cost_nanos(attempt.price, answered.usage, self._ask.content) if answered.usage else None
+            return settle_cut(counted_nanos=answered.counted_nanos, told_nanos=told, hold_nanos=hold_nanos)
+        if cost is None:
+            return settle_broken(told_nanos=told, hold_nanos=hold_nanos)
         return settle_answer(cost_nanos=cost, hold_nanos=hold_nanos)
+
+    def _count(self, settlement: Settlement, usage: Usage | None = None) -> None:
+        """Count what an attempt used against the rates, as it is settled."""
+        if usage is not None:
+            self._tokens += usage.input_tokens + usage.output_tokens
+        elif settlement.kind != "void":
+            self._guesses += 1
 
     def _close(self, attempt: _Attempt, answered: Answered, settlement: Settlement) -> None:
         x, usage = self._x, answered.usage
         if self._open is not attempt:
             return
         self._open = None
-        if usage is not None:
-            self.tokens = usage.input_tokens + usage.output_tokens
+        self._count(settlement, usage)
         source: Literal["provider", "hold"] = "provider" if usage else "hold"
         ended = AttemptEnd(
             hold_id=attempt.start.hold_id,
@@ -392,7 +409,12 @@ class _Journey:
         )
 
     def _ended(self, attempt: _Attempt, failure: Failure) -> AttemptEnd:
-        settlement = settle_failure(sent=failure.sent, status=failure.status, hold_nanos=attempt.start.hold_nanos)
+        settlement = settle_failure(
+            sent=failure.sent,
+            status=failure.status,
+            own_error=failure.own_error,
+            hold_nanos=attempt.start.hold_nanos,
+        )
         return AttemptEnd(
             hold_id=attempt.start.hold_id,
             n=attempt.start.n,
@@ -408,23 +430,24 @@ class _Journey:
         x, last, attempt = self._x, failures[-1], self._open
         assert attempt is not None
         self._open = None
-        refusal = final_refusal(last, attempt.target, len(failures))
+        refusal = last.refusal or final_refusal(last, attempt.target, len(failures))
         ended = self._ended(attempt, last)
-        end = replace(
-            x.call_refused(refusal, "failed"),
-            model_served=attempt.served,
-            cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
-            usage_source=ended.usage_source,
-        )
+        self._count(ended.settlement)
+        if last.refusal is not None:
+            end = replace(x.call_refused(refusal), cost_nanos=0)  # beside what the attempts before it cost
+        else:
+            end = replace(
+                x.call_refused(refusal, "failed"),
+                model_served=attempt.served,
+                cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
+                usage_source=ended.usage_source,
+            )
         x.gateway.store.close_call(end, ended)
         self._tell_settled(attempt, ended.settlement)
-        if ended.settlement.kind == "void":
-            self.tokens = 0  # nothing was used: the minute's tokens are given back
         x.balances = _after(x.balances, attempt.start.hold_nanos, ended.settlement.amount_nanos)
         if last.body is not None:
-            x.started = True
             headers = x.common_headers() | {h.ERROR_CODE: str(refusal.code), h.SHOULD_RETRY: "false"}
-            await send_json(x.send, refusal.status, last.body, headers)
+            await x.answer(refusal.status, last.body, headers)
             return
         await x.refuse(refusal)
 
@@ -435,6 +458,7 @@ class _Journey:
             return
         self._open = None
         ended = self._ended(attempt, self._failed or Failure(status=None, message=error, sent=True))
+        self._count(ended.settlement)
         end = x.call_end(
             state,
             status,
@@ -460,7 +484,7 @@ class _Journey:
         )
         if not x.opened:
             raise Denied(refusal)
-        if x.streaming:
+        if x.streaming and not self._client.gone:
             with contextlib.suppress(TimeoutError):  # a client that does not read gets no last word
                 async with asyncio.timeout(_LAST_WORD_S):
                     await x.send({"type": "http.response.body", "body": stream_error(refusal, x.request_id)})

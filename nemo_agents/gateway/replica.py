@@ -28,6 +28,7 @@ LOOK_EVERY_S = 0.02
 TRUST_S = 30.0
 """How long keys in memory are trusted while the store cannot be asked about them."""
 _PEPPER_CHECK = "pepper-check"
+_ADMIN_KEY_CHECK = "admin-key-check"
 _log = structlog.get_logger("nemo_agents.gateway")
 
 
@@ -46,9 +47,10 @@ class Replica:
     async def join(self) -> None:
         """Take the place in the list of changes, before anything is loaded, and become what the gateway asks.
 
-        Raises SettingsError when this gateway has another pepper than those before it.
+        Raises SettingsError when this gateway has another pepper than those before it; another admin key is logged.
         """
         await self._check_pepper()
+        await self._check_admin_key()
         await self.catch_up()
         self._gateway.catch_up = self.catch_up
         self._gateway.look = self.look
@@ -154,6 +156,26 @@ class Replica:
             elif not hmac.compare_digest(kept, check):
                 raise SettingsError(
                     "this gateway's pepper is not that of the gateways that share its database, so it would know none "
-                    "of their keys. Give all of them the same NEMO_PEPPER, or copy the file "
-                    f"{gateway.settings.home}/pepper from the first one."
+                    "of their keys. Give it the pepper of the first one: its NEMO_PEPPER, or the file `pepper` in its "
+                    f"home, which belongs in {gateway.settings.home} here."
                 )
+
+    async def _check_admin_key(self) -> None:
+        """Warn when the gateway that started before this one has another admin key; it may be about to get the new one.
+
+        What is kept is keyed with the pepper, so that the database alone does not help to test guesses.
+        """
+        gateway = self._gateway
+        told = b"nemo-agents: the admin key " + gateway.secrets.admin_key.reveal().encode()
+        check = hmac.new(gateway.secrets.pepper.reveal().encode(), told, hashlib.sha256).hexdigest().encode()
+        async with gateway.store.exclusive():
+            kept = await gateway.store.document(_ADMIN_KEY_CHECK)
+            if kept is not None and hmac.compare_digest(kept, check):
+                return
+            await gateway.store.put_document(_ADMIN_KEY_CHECK, check)
+        if kept is not None:
+            _log.warning(
+                "this gateway's admin key is not that of the gateway which started before it with the same database: "
+                "admin calls will be refused by some of them. Give all of them the same NEMO_ADMIN_KEY, unless it is "
+                "being replaced, one gateway after the other"
+            )

@@ -48,7 +48,8 @@ try:
 except ImportError:  # not made for every platform
     uvloop = None  # type: ignore[assignment]
 
-_GRACE_S = 5.0
+_GRACE_S = 10.0  # what calls in flight get at a stop, as the guides say
+_LAST_WORDS_S = 3.0  # what the answers that end the rest take to be sent
 _LOOK_EVERY_S = 0.05
 _GC_EVERY = 20_000  # containers that came and did not go
 _log = structlog.get_logger("nemo_agents.gateway")
@@ -264,7 +265,7 @@ def _uvicorn_options() -> dict[str, Any]:
         "date_header": False,
         "proxy_headers": False,
         "timeout_keep_alive": 60,
-        "timeout_graceful_shutdown": 10,
+        "timeout_graceful_shutdown": int(_GRACE_S + _LAST_WORDS_S),
         "h11_max_incomplete_event_size": 65_536,
     }
 
@@ -305,3 +306,21 @@ def configure_log(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=lambda *_: LossyLogger(sys.stderr),
     )
+    root = logging.getLogger()
+    if not root.handlers:  # or it is somebody's program that has a log of its own, and the gateway is only in it
+        root.addHandler(_Others())
+
+
+class _Others(logging.Handler):
+    """Writes the warnings and errors of the libraries (uvicorn's, asyncio's) as the gateway's own: JSON lines."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._log = structlog.get_logger("nemo_agents.gateway")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = min(record.levelno // 10 * 10, logging.CRITICAL)  # structlog knows the levels that have a name
+            self._log.log(level, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        except Exception:  # noqa: BLE001 - a record that cannot be written is no reason to fail what made it
+            self.handleError(record)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nemo_agents.errors import SettingsError
-from nemo_agents.gateway.addresses import PASSWORD_OF, without_password
+from nemo_agents.gateway.addresses import PASSWORD_OF, parts_of
 from nemo_agents.policy.hosts import host_allowed
 from nemo_agents.secret import Secret
 
@@ -85,10 +85,12 @@ class Settings:
     first_byte_timeout_s: float = _setting(120.0, "Seconds until a provider's answer begins.")
     idle_timeout_s: float = _setting(60.0, "Seconds between two pieces of a provider's answer.")
     client_timeout_s: float = _setting(
-        60.0, "Seconds that a client may leave its stream unread; then it counts as gone and the stream is drained."
+        60.0, "Seconds that a client may leave its answer unread; then it counts as gone, and a stream is drained."
     )
     hold_ttl_s: float = _setting(
-        3600.0, "Seconds after which the hold of a call that never ended is charged in full; longer than any call."
+        900.0,
+        "Seconds after which the hold of a call that has not ended is charged in full. A call that goes on longer is "
+        "corrected when it ends; what a killed replica held is blocked until then.",
     )
     drain_timeout_s: float = _setting(
         30.0, "Seconds that a stream is read on after its client left, to learn what it cost."
@@ -96,20 +98,24 @@ class Settings:
     max_connections: int = _setting(512, "Connections to one provider at a time.")
     rotation_grace_s: float = _setting(86_400.0, "Seconds that a rotated key's old secret stays valid.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "What the gateway's own log shows.")
-    providers: Mapping[str, Any] = field(default_factory=dict)
+    providers: Mapping[str, Any] = field(default_factory=dict, repr=False)  # headers of it may be credentials
     prices: Mapping[str, Any] = field(default_factory=dict)
     sandbox_script: Mapping[str, Any] = field(default_factory=dict)
-    webhooks: Mapping[str, Any] = field(default_factory=dict)
+    webhooks: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the path of a `url` may be a secret
     source: Path | None = None  # the file they were read from, for messages
     database_password: Secret | None = None  # taken out of the address, which then may be shown
     cache_password: Secret | None = None
+    database_hidden: Secret | None = None  # parameters of the address that are not shown, such as `sslpassword`
+    cache_hidden: Secret | None = None
 
     def __post_init__(self) -> None:
         for name in ("database", "cache"):
-            url, password = without_password(name, getattr(self, name))
-            object.__setattr__(self, name, url)
-            if password is not None:
-                object.__setattr__(self, f"{name}_password", password)
+            parts = parts_of(name, getattr(self, name))
+            object.__setattr__(self, name, parts.shown)
+            if parts.password is not None:
+                object.__setattr__(self, f"{name}_password", parts.password)
+            if parts.hidden is not None:
+                object.__setattr__(self, f"{name}_hidden", parts.hidden)
         for name in ("max_body_bytes", "default_max_output_tokens", "max_connections", "default_rpm", "default_tpm"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -16,6 +16,7 @@ from nemo_agents.gateway.rim import Clock
 from nemo_agents.gateway.settings import Settings
 from nemo_agents.gateway.stores.base import Store
 from nemo_agents.gateway.stores.sqlite import SqliteStore
+from nemo_agents.secret import Secret
 
 if TYPE_CHECKING:
     from nemo_agents.gateway.wake import Wake
@@ -32,7 +33,8 @@ def open_store(settings: Settings, environ: Mapping[str, str], clock: Clock) -> 
     except ImportError as error:
         raise _missing(error, "database", "psycopg") from None
     password = password_of("database", settings.database_password, environ)
-    return PostgresStore(settings.database, password=password, clock=clock.now_us)
+    address = with_password(settings.database, None, settings.database_hidden)
+    return PostgresStore(address.reveal(), password=password, clock=clock.now_us)
 
 
 def open_limiter(settings: Settings, environ: Mapping[str, str], store: Store) -> Limiter:
@@ -46,8 +48,7 @@ def open_limiter(settings: Settings, environ: Mapping[str, str], store: Store) -
         from nemo_agents.gateway.limiter.redis import RedisLimiter  # noqa: PLC0415 - an optional driver
     except ImportError as error:
         raise _missing(error, "cache", "redis") from None
-    url = with_password(settings.cache, password_of("cache", settings.cache_password, environ))
-    return RedisLimiter(url, recent_use=store.recent_use)
+    return RedisLimiter(_cache(settings, environ), recent_use=store.recent_use)
 
 
 def open_wake(settings: Settings, environ: Mapping[str, str], woken: Callable[[], None]) -> Wake | None:
@@ -56,7 +57,12 @@ def open_wake(settings: Settings, environ: Mapping[str, str], woken: Callable[[]
         return None
     from nemo_agents.gateway.wake import Wake  # noqa: PLC0415 - an optional driver
 
-    return Wake(with_password(settings.cache, password_of("cache", settings.cache_password, environ)), woken)
+    return Wake(_cache(settings, environ), woken)
+
+
+def _cache(settings: Settings, environ: Mapping[str, str]) -> Secret:
+    password = password_of("cache", settings.cache_password, environ)
+    return with_password(settings.cache, password, settings.cache_hidden)
 
 
 def _missing(error: ImportError, setting: str, driver: str) -> SettingsError:

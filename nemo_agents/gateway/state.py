@@ -101,7 +101,9 @@ class Gateway:
     on_expired: Callable[[], None] | None = None  # hears that holds of lost calls were charged
     emit: Callable[[EventDraft], None] | None = None  # queues an event for the log, the stream and webhooks
     spikes: Mapping[str, SpikeStatus] = field(default_factory=dict)  # by grant id: those that spend far above usual
-    event_streams: Counter[str] = field(default_factory=Counter)  # that are open, by the fleet they are about
+    event_streams: Counter[str] = field(
+        default_factory=Counter
+    )  # that are open, by the fleet of the key that opened them
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set when streams of events are to end
     base_url: str = ""
     price_updates: PriceUpdates = field(init=False)  # takes new tables of prices while calls are served

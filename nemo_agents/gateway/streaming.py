@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -51,31 +50,36 @@ class _HoldUsedUp(Exception):  # noqa: N818 - an event that ends the stream
     """The stream has cost what was held for it, and goes on."""
 
 
-async def relay_stream(x: Exchange, client: Departure, response: ProviderResponse, meter: Meter) -> Answered:
-    """Pass a stream on to the client, and return what it said.
+async def relay_stream(
+    x: Exchange, client: Departure, response: ProviderResponse, meter: Meter, *, answers: int
+) -> Answered:
+    """Pass a stream of so many answers on to the client, and return what it said.
 
     When the client leaves, the provider is read on for `drain_timeout_s`, because only the end of a stream tells what
     it cost. A slow client holds the provider back: nothing is buffered beyond a chunk. One that reads nothing for
-    `client_timeout_s` counts as gone. A provider that goes on after it has used up the hold is cut off.
+    `client_timeout_s` counts as gone. A provider that goes on after it has used up the hold is cut off. One that
+    stops without having said that this is the end has broken off, and what it told until then is not its usage.
     """
     options = x.body.get("stream_options") or {}
-    tally = StreamTally(hide_usage=options.get("include_usage") is not True)
+    tally = StreamTally(hide_usage=options.get("include_usage") is not True, answers=answers)
     out = _Outlet(x, client)
     failure: Refusal | None = None
     x.started = x.streaming = True
     client.watch()
     try:
-        await start_stream(x.send, x.common_headers())
+        await out.start()
         await _pump(response, tally, out, meter)
+        if tally.error is None and not tally.ended:
+            failure = _broken("it stopped without an end")
     except _HoldUsedUp:
         await out.write(stream_error(_RAN_ON, x.request_id), last=True)
         return replace(
             _outcome(tally, _RAN_ON, out.ttft_us, gone=client.gone), counted_nanos=meter.counted_nanos(tally)
         )
     except (UpstreamError, SseTooLarge) as error:
-        failure = _broken(str(error))
+        failure = None if tally.said_done else _broken(str(error))
     except TimeoutError:
-        failure = _broken("the client left, and the provider did not finish in time")
+        failure = None if tally.said_done else _broken("the client left, and the provider did not finish in time")
     gone = client.gone
     await out.write(stream_error(failure, x.request_id) if failure is not None else b"", last=True)
     return _outcome(tally, failure, out.ttft_us, gone=gone)
@@ -93,14 +97,17 @@ class _Outlet:
         if self.ttft_us is None:
             self.ttft_us = self._x.elapsed_us()
 
+    async def start(self) -> None:
+        """Send the head."""
+        await self._deliver(start_stream(self._x.send, self._x.common_headers()))
+
     async def write(self, data: bytes, *, last: bool = False) -> None:
-        """Send events on. A client that reads nothing for too long counts as gone: it must not hold anything back."""
-        if (not data and not last) or self.client.gone:
-            return
-        try:
-            async with asyncio.timeout(self._x.gateway.settings.client_timeout_s):
-                await self._x.send({"type": "http.response.body", "body": data, "more_body": not last})
-        except TimeoutError:
+        """Send events on."""
+        if (data or last) and not self.client.gone:
+            await self._deliver(self._x.send({"type": "http.response.body", "body": data, "more_body": not last}))
+
+    async def _deliver(self, sending: Awaitable[None]) -> None:
+        if not await self._x.deliver(sending):
             self.client.leave()
 
 
@@ -112,7 +119,7 @@ async def _pump(response: ProviderResponse, tally: StreamTally, out: _Outlet, me
             if tally.visible:
                 out.mark_first()
             await out.write(data)
-            if meter.reached(tally) and tally.finish_reason is None:
+            if meter.reached(tally) and not tally.finished:
                 raise _HoldUsedUp
     await out.write(_visible(splitter.end(), tally))
 
@@ -121,7 +128,9 @@ def _visible(events: Iterable[SseEvent], tally: StreamTally) -> bytes:
     out = bytearray()
     for event in events:
         chunk: object = None
-        if event.data is not None and event.data != b"[DONE]":
+        if event.data is not None and event.data.startswith(b"[DONE]"):
+            tally.done()
+        elif event.data is not None:
             try:
                 chunk = msgspec.json.decode(event.data)
             except NOT_JSON:
@@ -132,8 +141,9 @@ def _visible(events: Iterable[SseEvent], tally: StreamTally) -> bytes:
 
 
 def _outcome(tally: StreamTally, failure: Refusal | None, ttft_us: int | None, *, gone: bool) -> Answered:
-    usage = usage_from_openai(tally.usage, service_tier=tally.service_tier)
-    base = Answered(usage=usage, answer=tally.answer, finish_reason=tally.finish_reason, ttft_us=ttft_us)
+    told = usage_from_openai(tally.usage, service_tier=tally.service_tier)
+    usage = told if failure is None and tally.last_usage is not None else None
+    base = Answered(usage=usage, told=told, answer=tally.answer, finish_reason=tally.finish_reason, ttft_us=ttft_us)
     if failure is not None:
         state: Literal["failed", "abandoned"] = "abandoned" if gone else "failed"
         return replace(base, state=state, status=499 if gone else 502, code=failure.code, error=failure.message)

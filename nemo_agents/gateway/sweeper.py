@@ -7,6 +7,7 @@ import time
 
 import structlog
 
+from nemo_agents.gateway.outages import Outage
 from nemo_agents.gateway.rim import ClockSteps, SharedClock
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
@@ -23,16 +24,22 @@ _log = structlog.get_logger("nemo_agents.gateway")
 async def sweep(gateway: Gateway) -> None:
     """Sweep until cancelled; a store that is down now will be swept later."""
     machine, database = ClockSteps(), ClockSteps()
+    no_clocks, no_sweep = Outage(_log, "the clocks cannot be compared"), Outage(_log, "sweep failed")
     while True:
         try:
             await _look_at_clocks(gateway, machine, database)
+            no_clocks.over()
         except StoreUnavailable as error:
-            _log.warning("the clocks cannot be compared", error=str(error))
+            no_clocks.met(error)
         except Exception:  # noqa: BLE001 - the sweeper goes on, whatever one look came upon
             _log.exception("the clocks cannot be compared")
         await asyncio.sleep(_EVERY_S)
         try:
             expired = await gateway.store.sweep(gateway.clock.now_us())
+            no_sweep.over()
+        except StoreUnavailable as error:
+            no_sweep.met(error)
+            continue
         except Exception:  # noqa: BLE001 - as above
             _log.exception("sweep failed")
             continue

@@ -1,8 +1,10 @@
 """Values of the ledger, and the words a store answers with.
 
 A reservation is *held* before a call, and resolves exactly once: *posted* with what it cost, *voided* when the
-request provably never left, or *expired* (posted at the hold) when nobody knows. Money is integer nanos. A store
-performs the guard in one atomic statement over all scopes of a request: all of them hold, or none does.
+request provably cost nothing, or *expired* (posted at the hold) when nobody knows. Money is integer nanos. A store
+takes a hold over all scopes of a request or over none, and lets nobody come between the check and the take: on SQLite
+in one guarded statement, on PostgreSQL with the balances locked, decided, and written only if they still are what was
+read.
 
 What every call makes several of is a msgspec Struct: frozen like the dataclasses, and made at a third of their price.
 """
@@ -81,7 +83,10 @@ class Held(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldRefused:
-    """No scope took the hold, because `balance` (the first in order) cannot. `balances` is all of them, unchanged."""
+    """No scope took the hold, because `balance` (the first in order) cannot. `balances` is all of them, unchanged.
+
+    Which of them a refusal names is for admission to say.
+    """
 
     balance: Balance
     needed_nanos: int

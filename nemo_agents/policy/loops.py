@@ -89,27 +89,25 @@ def most_repeats(rule: LoopRule) -> int:
     return max(1, rule.repeats - 1)
 
 
-def loop_refusal(run: str, rule: LoopRule, retry_after_us: int) -> Refusal:
-    """Return the refusal of the request that makes it a loop. `run` is `<fleet>/<run id>`."""
-    retry_after_ms = max(1, -(-retry_after_us // 1000))
+def loop_refusal(run: str, rule: LoopRule, forgotten_in_us: int) -> Refusal:
+    """Return the refusal of the request that makes it a loop. `run` is `<fleet>/<run id>`.
+
+    It says when the same request would pass again, but only to people: a client that waits and sends it again by
+    itself would go on with the loop. How often it was refused is not counted, so the count is the least.
+    """
+    forgotten_in_ms = max(1, -(-forgotten_in_us // 1000))
     run_id = run.rpartition("/")[2]
     return Refusal(
         status=429,
         code=Code.LOOP_DETECTED,
         message=(
-            f"The run {run_id} sent the same request (same model, messages, tools and parameters) for the "
-            f"{_ordinal(most_repeats(rule) + 1)} time within {rule.within_s} s: its agent seems to be in a loop. "
-            f"Change the request or end the run; the same request passes again in {retry_after_ms / 1000:g} s."
+            f"The run {run_id} sent the same request (same model, messages, tools and parameters) at least "
+            f"{most_repeats(rule) + 1} times within {rule.within_s} s: its agent seems to be in a loop. Change the "
+            f"request or end the run; the limit forgets this request in {forgotten_in_ms / 1000:g} s."
         ),
         scope="run",
         limit="loop",
-        retry_after_ms=retry_after_ms,
     )
-
-
-def _ordinal(n: int) -> str:
-    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{suffix}"
 
 
 class Repeats:

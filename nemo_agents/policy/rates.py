@@ -176,7 +176,7 @@ def _refusal(limit: Literal["rpm", "tpm"], scope: RateScope, answer: Wait | Neve
         status=429,
         code=Code.RATE_LIMIT_EXCEEDED,
         message=(
-            f"The {_who(scope)} has used its limit of {value:,} {unit} per minute ({limit}){need}. "
+            f"{_who(scope)} has used its limit of {value:,} {unit} per minute{_on(scope)} ({limit}){need}. "
             f"Retry in {retry_after_ms / 1000:g} s."
         ),
         scope=scope.kind,
@@ -187,11 +187,13 @@ def _refusal(limit: Literal["rpm", "tpm"], scope: RateScope, answer: Wait | Neve
 
 def _refusal_for_good(limit: Literal["rpm", "tpm"], scope: RateScope, value: int, weight: int) -> Refusal:
     if limit == "rpm":
-        message = f"The {_who(scope)} has a limit of {value} requests per minute (rpm): raise it to let any pass."
+        message = (
+            f"{_who(scope)} has a limit of {value} requests per minute{_on(scope)} (rpm): raise it to let any pass."
+        )
     else:
         message = (
-            f"This request needs about {weight:,} tokens, and the {_who(scope)} has a limit of {value:,} "
-            f"tokens per minute (tpm): waiting does not help. Shorten the request, lower its max_tokens, or raise "
+            f"This request needs about {weight:,} tokens. {_who(scope)} has a limit of {value:,} tokens per "
+            f"minute{_on(scope)} (tpm): waiting does not help. Shorten the request, lower its max_tokens, or raise "
             f"the limit."
         )
     return Refusal(status=429, code=Code.RATE_LIMIT_EXCEEDED, message=message, scope=scope.kind, limit=limit)
@@ -203,7 +205,7 @@ def _parallel_refusal(scope: RateScope, most: int) -> Refusal:
     return Refusal(
         status=429,
         code=Code.RATE_LIMIT_EXCEEDED,
-        message=f"The {_who(scope)} has its limit of {most} calls in flight (max_parallel). {remedy}",
+        message=f"{_who(scope)} has its limit of {most} calls in flight{_on(scope)} (max_parallel). {remedy}",
         scope=scope.kind,
         limit="max_parallel",
         retry_after_ms=None if never else _PARALLEL_RETRY_MS,
@@ -211,4 +213,16 @@ def _parallel_refusal(scope: RateScope, most: int) -> Refusal:
 
 
 def _who(scope: RateScope) -> str:
-    return f"{scope.kind} {scope.name}" if scope.name else scope.kind
+    """Name a scope at the start of a sentence; one of a model is its role's."""
+    if scope.kind == "model":
+        role = (scope.name or "").removesuffix(f", {_model(scope)}")
+        return f"Role {role}" if role else "The role"
+    return f"{scope.kind.capitalize()} {scope.name}" if scope.name else f"The {scope.kind}"
+
+
+def _on(scope: RateScope) -> str:
+    return f" for {_model(scope)}" if scope.kind == "model" else ""
+
+
+def _model(scope: RateScope) -> str:
+    return scope.id.partition("/")[2]

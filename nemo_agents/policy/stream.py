@@ -1,6 +1,8 @@
-"""What a streamed answer says, gathered while it passes: text, tool calls, usage, finish reason, error.
+"""What a streamed answer says, gathered while it passes: text, tool calls, usage, finish reason, error, its end.
 
-Wire format: OpenAI Chat Completions chunks (`choices[].delta`), usage in a last chunk with empty `choices`.
+Wire format: OpenAI Chat Completions chunks (`choices[].delta`), usage in a last chunk with empty `choices`, and then
+`[DONE]`. Some providers tell the usage so far in every chunk (vLLM's `continuous_usage_stats`, xAI, Gemini), or in the
+one with the finish reason (Mistral), and some leave out `[DONE]`.
 """
 
 from __future__ import annotations
@@ -47,12 +49,18 @@ class _Message:
 
 
 class StreamTally:
-    """Gathers one stream. `hide_usage`: the gateway asked for usage and the client did not."""
+    """Gathers one stream of so many `answers`. `hide_usage`: the gateway asked for usage and the client did not."""
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, answers: int = 1) -> None:
         self._hide_usage = hide_usage
+        self._answers = answers
         self._messages: dict[int, _Message] = {}
-        self.usage: object = None
+        self._going: set[int] = set()  # choices that have begun and not finished
+        self._finished: set[int] = set()
+        self._done = False
+        self._usage_newest = False  # no choice has said anything since
+        self._usage_closes = False  # it came when every choice had finished, or in a chunk of its own
+        self.usage: object = None  # so far
         self.service_tier: object = None
         self.tokens_seen = 0  # at least: a piece of text is a token or more, for providers stream whole ones
         self.finish_reason: str | None = None
@@ -68,14 +76,43 @@ class StreamTally:
             return True
         choices = chunk.get("choices")
         usage = chunk.get("usage")
-        if usage is not None:
-            self.usage, self.service_tier = usage, chunk.get("service_tier")
-            if not choices and self._hide_usage:
-                return False
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._see_choice(choice)
-        return True
+        if usage is None:
+            return True
+        self.usage, self.service_tier = usage, chunk.get("service_tier")
+        self._usage_newest = True
+        self._usage_closes = self.finished or (not choices and bool(self._messages))
+        return bool(choices) or not self._hide_usage
+
+    def done(self) -> None:
+        """Take in `[DONE]`."""
+        self._done = True
+
+    @property
+    def said_done(self) -> bool:
+        """Whether `[DONE]` has come: nothing of the answer can follow, whatever becomes of the connection."""
+        return self._done
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer that was asked for has finished, and none that has begun goes on."""
+        return not self._going and len(self._finished) >= self._answers
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream has said that it is over. One that stops without having said so was broken off."""
+        if self.error is not None:
+            return False
+        return self._done or self.finished or (self._usage_newest and self._usage_closes)
+
+    @property
+    def last_usage(self) -> object:
+        """The usage of the whole answer; None while what was told may be of a part of it alone."""
+        if not self.ended or not self._usage_newest:
+            return None
+        return self.usage if self._done or self._usage_closes else None
 
     def _see_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
@@ -84,6 +121,7 @@ class StreamTally:
         message = self._messages.get(index)
         if message is None:
             message = self._messages[index] = _Message()
+        says = False
         delta = choice.get("delta")
         if isinstance(delta, dict):
             for key in _TEXTS:
@@ -91,13 +129,25 @@ class StreamTally:
                 if isinstance(piece, str):
                     message.texts.setdefault(key, []).append(piece)
                     if piece:
-                        self.visible = True
+                        says = self.visible = True
                         self.tokens_seen += -(-len(piece) // _TOKEN_CHARACTERS_MAX)
             for part in delta.get("tool_calls") or ():
                 if isinstance(part, dict):
+                    says = True
                     self._see_tool_call(message, part)
-        if isinstance(choice.get("finish_reason"), str):
-            self.finish_reason = choice["finish_reason"]
+        if says:
+            self._usage_newest = False
+        self._see_finish(index, choice.get("finish_reason"), says=says)
+
+    def _see_finish(self, index: int, reason: object, *, says: bool) -> None:
+        """Note whether a choice has finished: an empty reason is none, and a choice that goes on has not."""
+        if isinstance(reason, str) and reason:
+            self.finish_reason = reason
+            self._going.discard(index)
+            self._finished.add(index)
+        elif says or index not in self._finished:
+            self._finished.discard(index)
+            self._going.add(index)
 
     def _see_tool_call(self, message: _Message, part: dict[str, Any]) -> None:
         index = part.get("index", 0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -41,7 +42,7 @@ class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def at(self) -> tuple[str, str, str]:
-        return (self.gateway_url, self.fleet, self.role)
+        return (_one_address(self.gateway_url), self.fleet, self.role)
 
 
 class _Document(msgspec.Struct, kw_only=True):
@@ -52,6 +53,7 @@ class _Document(msgspec.Struct, kw_only=True):
 class FileKeyStore:
     """A KeyStore in one file, by default `keys.json` in the gateway's home.
 
+    `localhost` and `127.0.0.1` are one address, and a slash at the end makes no other one.
     Every method raises KeyStoreError when the file or its folder is readable by others, is corrupt (it is
     left as it is) or cannot be written.
     """
@@ -61,13 +63,19 @@ class FileKeyStore:
 
     def entries(self, gateway_url: str, fleet: str) -> tuple[StoredKey, ...]:
         """Return the fleet's entries, by role name."""
-        found = [entry for entry in self._read().keys if (entry.gateway_url, entry.fleet) == (gateway_url, fleet)]
-        return tuple(_stored(entry) for entry in sorted(found, key=lambda entry: entry.role))
+        rows = [row for row in self._read().keys if row.at[:2] == (_one_address(gateway_url), fleet)]
+        # Of two that were kept under two spellings, the one of this very spelling is meant.
+        found = {row.role: row for row in sorted(rows, key=lambda row: row.gateway_url == gateway_url)}
+        return tuple(_stored(found[role]) for role in sorted(found))
 
     def get(self, gateway_url: str, fleet: str, role: str) -> StoredKey | None:
         """Return one entry."""
-        at = (gateway_url, fleet, role)
-        return next((_stored(entry) for entry in self._read().keys if entry.at == at), None)
+        return next((entry for entry in self.entries(gateway_url, fleet) if entry.role == role), None)
+
+    def addresses(self, fleet: str, role: str | None = None) -> tuple[str, ...]:
+        """Return the gateways for which there is a key of this role, or of any role of the fleet."""
+        rows = (row for row in self._read().keys if row.fleet == fleet and role in (None, row.role))
+        return tuple(sorted({row.gateway_url for row in rows if _stored(row).usable_secret is not None}))
 
     def put(self, gateway_url: str, fleet: str, entry: StoredKey) -> None:
         """Insert or replace an entry; it is on the disk when this returns."""
@@ -76,7 +84,7 @@ class FileKeyStore:
 
     def forget(self, gateway_url: str, fleet: str, role: str) -> None:
         """Remove an entry, if there is one."""
-        at = (gateway_url, fleet, role)
+        at = (_one_address(gateway_url), fleet, role)
         self._change(lambda rows: [row for row in rows if row.at != at])
 
     def secret(self, gateway_url: str, fleet: str, role: str) -> Secret | None:
@@ -189,6 +197,18 @@ class FileKeyStore:
 
     def _failed(self, what: str, error: OSError) -> KeyStoreError:
         return KeyStoreError(f"the key store {self.path} {what}: {error.strerror}.")
+
+
+def _one_address(gateway_url: str) -> str:
+    """Return one spelling of an address that leads to the same gateway."""
+    url = gateway_url.rstrip("/")
+    try:
+        parts = urlsplit(url)
+        local = parts.hostname == "localhost"
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return url  # what is no address is compared as it is
+    return f"{parts.scheme}://127.0.0.1{port}{parts.path}" if local else url
 
 
 def _sync_folder(folder: Path) -> None:

@@ -40,6 +40,9 @@ _BUDGET_KEYS = ("amount", "period", "tz", "alert_at", "mode")
 _LIMIT_KEYS = ("rpm", "tpm", "max_parallel", "mode")
 _LOOP_KEYS = ("repeats", "within_s", "mode")
 _GUARDRAIL_KEYS = ("name", "mode")
+# What other gateways call a budget or a rate that warns and never refuses.
+_SOFT = ("soft_budget", "soft", "soft_limit")
+_SOFT_REMEDY = 'Write mode = "shadow" in the budget or limit: budget = { amount = "$5/day", mode = "shadow" }.'
 
 
 def load_fleet(path: Path) -> FleetDeclaration:
@@ -254,7 +257,9 @@ def _tables(document: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
 def _known(table: Mapping[str, Any], known: tuple[str, ...], prefix: str) -> None:
     for key in table:
         if key not in known:
-            raise _problem("is not a known key", key, did_you_mean(key, known, "Known are"), field=f"{prefix}{key}")
+            soft = known is not _GUARDRAIL_KEYS and (key in _SOFT or (key == "shadow" and "mode" in known))
+            remedy = _SOFT_REMEDY if soft else did_you_mean(key, known, "Known are")
+            raise _problem("is not a known key", key, remedy, field=f"{prefix}{key}")
 
 
 def _required(table: Mapping[str, Any], keys: tuple[str, ...], at: str) -> None:

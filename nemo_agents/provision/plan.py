@@ -225,12 +225,15 @@ def _role(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> Change | Co
 
 
 def _counts_anew(had: Sequence[BudgetRule], wants: Sequence[BudgetRule]) -> str | None:
-    """Say whose count does not go on: spend is counted by period and time zone, and another one starts at nothing."""
+    """Say whose count does not go on: spend is counted by period and time zone, each for itself.
+
+    The gateway goes on with a count that a budget had before, where its period is not over; a plan cannot see that.
+    """
     known = {(period_text(rule.duration), rule.tz) for rule in had}
     new = [rule for rule in wants if (period_text(rule.duration), rule.tz) not in known]
     if not known or not new:
         return None
-    return f"a new count starts for {' and '.join(budget_text(rule) for rule in new)}"
+    return f"another count for {' and '.join(budget_text(rule) for rule in new)}: a new one, or the one it had"
 
 
 def _create(spec: KeySpec, entry: StoredKey | None) -> Change:

@@ -56,8 +56,9 @@ def line_of(change: Change, width: int) -> list[str]:
 
 
 def summary(plan: Plan) -> str:
-    """Return the last line, such as `7 to create. Worst case per day: $135 by roles, $170 by fleet`.
+    """Return the last line: `7 to create.` and then `Worst case per day: $135 by roles, $170 by fleet.`.
 
+    Where budgets of several periods are declared, each period has a line of its own, indented under it.
     It counts the lines above it: the fleet, its model groups and its roles alike.
     """
     counts = [f"{plan.count(action)} {verb}" for action, verb, _ in _VERBS if plan.count(action)]
@@ -65,7 +66,14 @@ def summary(plan: Plan) -> str:
         counts.append(f"{len(plan.conflicts)} in conflict")
     lead = f"{', '.join(counts)}." if counts else "Nothing to change."
     shadow = [f"In shadow, so no cap: {', '.join(plan.in_shadow)}."] if plan.in_shadow else []
-    return " ".join([lead, *_worst_case(plan.exposure), *shadow])
+    uncapped = sorted({role for item in plan.exposure for role in item.uncapped})
+    alone = [f"Without a budget of their own: {', '.join(uncapped)}."] if uncapped else []
+    if len(plan.exposure) > 1:
+        head, *periods = [f"{lead} Worst case:", *(f"    {_when(item)}: {_amounts(item)}" for item in plan.exposure)]
+        rest = " ".join([*alone, *shadow])
+        return "\n".join([head, *periods, *([f"  {rest}"] if rest else [])])
+    worst = [f"Worst case {_when(item)}: {_amounts(item)}." for item in plan.exposure]
+    return " ".join([lead, *worst, *alone, *shadow])
 
 
 def done(plan: Plan) -> str:
@@ -142,18 +150,15 @@ def _with_unit(rate: str, unit: str) -> str:
     return f"{number} {unit}{space}{note}"
 
 
-def _worst_case(exposure: tuple[Exposure, ...]) -> list[str]:
-    lines = []
-    for item in exposure:
-        when = "in total" if item.period == "total" else f"per {item.period}"
-        parts = []
-        if item.roles_nanos:
-            others = f" other than {' and '.join(item.elsewhere)}" if item.elsewhere else ""
-            parts.append(f"{format_nanos(item.roles_nanos)} by roles{others}")
-        if item.fleet_nanos is not None:
-            parts.append(f"{format_nanos(item.fleet_nanos)} by fleet")
-        lines.append(f"Worst case {when}: {', '.join(parts)}.")
-    uncapped = sorted({role for item in exposure for role in item.uncapped})
-    if uncapped:
-        lines.append(f"Without a budget of their own: {', '.join(uncapped)}.")
-    return lines
+def _when(item: Exposure) -> str:
+    return "in total" if item.period == "total" else f"per {item.period}"
+
+
+def _amounts(item: Exposure) -> str:
+    parts = []
+    if item.roles_nanos:
+        whose = ", ".join(item.of) if item.elsewhere and item.of else "roles"
+        parts.append(f"{format_nanos(item.roles_nanos)} by {whose}")
+    if item.fleet_nanos is not None:
+        parts.append(f"{format_nanos(item.fleet_nanos)} by fleet")
+    return ", ".join(parts) or "$0 by roles"

@@ -39,6 +39,7 @@ __all__ = [
     "error_of_event",
     "error_of_exception",
     "is_plain_exit",
+    "is_stop",
     "stop_of",
     "stopped_by",
 ]
@@ -56,6 +57,7 @@ _STATUS_IN_STREAM: Final[Mapping[str, int]] = {
     Code.BUDGET_EXHAUSTED: 402,
     Code.REQUEST_EXCEEDS_BUDGET: 402,
     Code.BUDGET_HELD: 402,
+    Code.LOOP_DETECTED: 429,
     Code.RATE_LIMIT_EXCEEDED: 429,
     Code.STORE_UNAVAILABLE: 503,
     Code.GUARDRAIL_UNAVAILABLE: 503,
@@ -105,7 +107,13 @@ def error_of_exception(exc: BaseException) -> GatewayError | None:
     return None
 
 
-def stop_of(exc: BaseException) -> BudgetExceeded | RunStopped | None:
+def is_stop(error: GatewayError | None) -> bool:
+    """Say whether an answer is a refusal after which a run cannot go on: a spent budget, its stop, or a loop."""
+    looped = isinstance(error, RateLimited) and error.code == Code.LOOP_DETECTED
+    return looped or isinstance(error, (BudgetExceeded, RunStopped))
+
+
+def stop_of(exc: BaseException) -> GatewayError | None:
     """Return the refusal that makes an exception a stop of the run, None when it is something else.
 
     A framework may have wrapped it, so explicit causes (`raise … from …`) count; an exception that merely happened
@@ -119,7 +127,7 @@ def stop_of(exc: BaseException) -> BudgetExceeded | RunStopped | None:
             stops = [stop_of(member) for member in cause.exceptions]
             return stops[0] if all(stops) else None
         error = error_of_exception(cause)
-        if isinstance(error, (BudgetExceeded, RunStopped)):
+        if is_stop(error):
             return error
         cause = cause.__cause__
     return None
@@ -178,6 +186,8 @@ def _kind(error: GatewayError) -> str:
             return "max_calls"
         case RunStopped():
             return "stopped"
+        case RateLimited(code=Code.LOOP_DETECTED):
+            return "loop"
         case RateLimited():
             return "rate"
         case GuardrailBlocked():

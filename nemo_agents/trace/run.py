@@ -230,11 +230,11 @@ class Run:
 
     Use `async with` in async code: leaving reports to the gateway, and waits up to two seconds for its answer.
 
-    A run that meets a spent budget or its stop (BudgetExceeded, RunStopped) ends as `stopped` and the program goes
-    on behind the block; `on_stop="raise"` lets the exception through. Every other exception goes through, and the
-    run has `failed`; but a program that leaves by `sys.exit()` or `sys.exit(0)` has not failed. When the code in the
-    block deals with such a refusal itself, the run is `stopped` if nothing it asked for afterwards succeeded, and
-    `ok` otherwise.
+    A run that meets a spent budget or its stop (BudgetExceeded, RunStopped), or is refused as a loop, ends as `stopped`
+    and the program goes on behind the block; `on_stop="raise"` lets the exception through. Every other exception goes
+    through, and the run has `failed`; but a program that leaves by `sys.exit()` or `sys.exit(0)` has not failed. When
+    the code in the block deals with such a refusal itself, the run is `stopped` if nothing it asked for afterwards
+    succeeded, and `ok` otherwise.
 
     While the run goes on, `stopped_by` tells about the last such refusal. Behind the block, `state`, `stopped_by`,
     `cost` and `calls` are what the gateway keeps: `recovered` is an `ok` with calls that had no answer, and only a

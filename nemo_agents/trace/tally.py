@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 
 from nemo_agents.admin.wire import StoppedBy
-from nemo_agents.errors import BudgetExceeded, RunStopped
-from nemo_agents.trace.answers import stopped_by
+from nemo_agents.trace.answers import is_stop, stopped_by
 from nemo_agents.trace.context import Answer
 
 __all__ = ["Tally"]
@@ -43,7 +42,7 @@ class Tally:
             if not answer.in_stream:
                 self.calls += 1
             self.cost_nanos += answer.cost_nanos or 0
-            if isinstance(answer.error, (BudgetExceeded, RunStopped)):
+            if answer.error is not None and is_stop(answer.error):
                 self.stopped_by = stopped_by(answer.error, step=step)
                 self._refused_when_sent = self._sent
             elif answer.error is None and answer.sent > (self._refused_when_sent or 0):

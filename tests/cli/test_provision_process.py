@@ -267,7 +267,7 @@ def test_budgets_and_limits_are_shown_as_people_write_them_and_stay(crew):
     crew.file.write_text(crew.file.read_text().replace('budget = "$20/day"', SEVERAL, 1))
     said = crew.run("provision", crew.file, "--yes").out
     assert "30 rpm (shadow) · $20/day + $60/month (Europe/Amsterdam) + $1/12h (shadow) · loop off" in said
-    assert "Worst case per month: $60 by roles other than critic." in said
+    assert " Worst case:\n    per day: $30 by roles, $170 by fleet\n    per month: $60 by writer\n" in said
     assert "In shadow, so no cap: writer $1/12h." in said
     assert crew.run("check", crew.file).code == 0
     assert crew.run("rotate", crew.file, "writer").code == 0
@@ -276,7 +276,7 @@ def test_budgets_and_limits_are_shown_as_people_write_them_and_stay(crew):
     changed = crew.run("check", crew.file)
     assert changed.code == 3
     assert "budget: $20/day + $60/month (Europe/Amsterdam)" in changed.out
-    assert "(a new count starts for $20/week)" in changed.out
+    assert "(another count for $20/week: a new one, or the one it had)" in changed.out
     spec = next(one for one in crew.run("plan", crew.file, "--json").json["plan"]["changes"] if one["name"] == "writer")
     assert [(one["duration"], one["tz"], one["mode"]) for one in spec["spec"]["budgets"]] == [
         ("7d", "UTC", "enforce"),

@@ -15,6 +15,8 @@ from cli_shell import ANSI, UNSAFE, finish, gateway_process, make_shell, plain, 
 
 from nemo_agents.admin import observe
 from nemo_agents.admin.wire import FleetStatus, RoleStatus, SpikeStatus
+from nemo_agents.cli.doctor import _readiness
+from nemo_agents.cli.events import _further
 from nemo_agents.cli.observe import _Since
 from nemo_agents.cli.status import print_status
 from nemo_agents.client import Client
@@ -225,6 +227,7 @@ def test_doctor_finds_what_is_wrong(town, tmp_path):
     assert fine.code == 0
     assert f"ok    {town.home} is private and writable" in fine.out
     assert "every balance in the ledger adds up" in fine.out
+    assert "ok    store and limiter are ready" in fine.out
     assert "fail" not in {line.split()[0] for line in fine.out.splitlines()}
     wrong_key = town.shell.given(NEMO_ADMIN_KEY="sk-of-somebody-else").run("doctor")
     assert wrong_key.code == 1
@@ -241,6 +244,19 @@ def test_doctor_finds_what_is_wrong(town, tmp_path):
     assert "is private and writable" not in open_home.out
     assert "warn  no gateway at http://127.0.0.1:9" in open_home.out
     assert {finding["level"] for finding in alone.run("doctor", "--json").json} >= {"ok", "warn", "fail"}
+
+
+def test_doctor_says_what_the_gateway_cannot_reach():
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/health/ready"
+        fault = {"message": "The rates cannot be counted now.", "type": "service_unavailable", "code": "503"}
+        return httpx.Response(503, json={"status": "not ready", "limiter": "store_unavailable", "error": fault})
+
+    with Client("http://127.0.0.1:4141", Secret("k"), transport=httpx.MockTransport(answer)) as client:
+        (finding,) = _readiness(client, "http://127.0.0.1:4141")
+    assert finding.level == "fail"
+    assert "The rates cannot be counted now." in finding.what
+    assert "Redis" in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -409,10 +425,40 @@ def test_events_are_followed_and_read(town, trial):
     shown = plain(town.shell.in_terminal("events", "--fleet", "trial", columns=60).out).splitlines()
     assert len(shown) > 2
     assert max(map(len, shown)) <= 60
-    assert town.shell.run("events", "--fleet", "nosuch").out == "No alerts yet.\n"
+    assert "the gateway has no fleet nosuch" in town.shell.run("events", "--fleet", "nosuch").error()
     assert [event["seq"] for event in town.shell.run("events", "--fleet", "trial", "--json").json] == [
         event["seq"] for event in trial
     ]
+
+
+def test_following_events_outlives_a_restart_of_the_gateway(tmp_path):
+    shell = make_shell(tmp_path, NEMO_HOME=str(tmp_path / "home"))
+    with gateway_process(shell, tmp_path / "home") as (_, url):
+        following = shell.given(NEMO_GATEWAY_URL=url).start("events", "--follow", "--interval", "0.1")
+        assert following.stderr is not None
+        assert "Waiting for alerts" in following.stderr.readline()
+    try:
+        assert following.stderr.readline().startswith("The gateway is away (no gateway at ")
+        with gateway_process(shell, tmp_path / "home", "--port", url.rpartition(":")[2]):
+            assert following.stderr.readline() == "The gateway is back.\n"
+    finally:
+        finish(following, signal.SIGINT)
+
+
+def test_following_events_goes_on_after_the_last_one_and_says_once_that_the_gateway_is_away(capsys):
+    answers = iter([httpx.Response(503, json={"error": {"message": "not now"}})] * 2)
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params["after"])
+        return next(answers, httpx.Response(200, json={"events": [], "next": 7}))
+
+    with Client("http://127.0.0.1:4141", Secret("k"), transport=httpx.MockTransport(answer)) as client:
+        assert _further(client, 7, None, pause_s=0).next == 7
+    assert asked == ["7", "7", "7"]
+    said = capsys.readouterr().err
+    assert said.count("away") == 1
+    assert said.endswith("The gateway is back.\n")
 
 
 def test_ledger_verify_says_when_it_does_not_add_up(tmp_path):

@@ -98,6 +98,18 @@ def test_code_blocks_can_be_read(page: Path):
         tomllib.loads(body)
 
 
+def test_no_page_has_a_command_that_prints_the_environment_when_it_fails():
+    """A bare `export` does; with the quotes, what failed is an empty name, which every shell refuses."""
+    commands = [line for page in PAGES for body in blocks(page, "console") for line in body.splitlines()]
+    exports = [line.removeprefix("$ ") for line in commands if line.startswith("$ export ") and "$(" in line]
+    assert exports
+    environ = {"PATH": "/usr/bin:/bin", "NEMO_CANARY": "canary-of-the-environment"}
+    for line in exports:
+        failing = line.replace("nemo-agents", "false")
+        done = subprocess.run(["sh", "-c", failing], env=environ, capture_output=True, text=True, check=False)
+        assert "canary" not in done.stdout + done.stderr, line
+
+
 def test_readme_shows_the_quickstart_as_it_is():
     (shown,) = blocks(ROOT / "README.md", "python")
     _, _, code = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8").partition('"""\n\n')

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import httpx
 import pytest
 from gateway_bench import Bench
 from msgspec import structs
+from structlog.testing import CapturingLogger
 from webhook_receiver import webhook_receiver
 
 from nemo_agents.admin.wire import EventRow
@@ -28,7 +33,7 @@ from nemo_agents.gateway.alerts.outlet import History, Outlet
 from nemo_agents.gateway.alerts.signing import read_secrets
 from nemo_agents.gateway.alerts.spikes import Spikes
 from nemo_agents.gateway.alerts.watch import Watch
-from nemo_agents.gateway.alerts.webhooks import GIVE_UP_US, Webhooks, make_client
+from nemo_agents.gateway.alerts.webhooks import GIVE_UP_US, Webhooks, make_client, retry_after_us
 from nemo_agents.gateway.server import build, serve
 from nemo_agents.gateway.settings import Settings
 from nemo_agents.gateway.state import Gateway, Settled
@@ -226,6 +231,54 @@ async def test_there_is_an_end_to_how_many_streams_a_fleet_may_open(tmp_path: Pa
         async with stream(http, **key) as frames:
             await anext(frames)
             assert (await http.get("/nemo/events", headers=key)).status_code == 429
+
+
+async def test_streams_that_are_opened_at_once_are_counted_as_those_that_come_one_by_one(tmp_path: Path):
+    async with a_gateway(tmp_path / "home") as (gateway, http):
+        issued = (await http.post("/key/generate", json={"key_alias": "k", "team_id": "crew"})).json()
+        key = {"authorization": f"Bearer {issued['key']}", "accept": "text/event-stream"}
+
+        async with AsyncExitStack() as opened:
+            many = httpx.AsyncClient(base_url=http.base_url, trust_env=False, timeout=20, limits=httpx.Limits())
+            await opened.enter_async_context(many)
+            asked = [many.build_request("GET", "/nemo/events", headers=key) for _ in range(60)]
+            answers = await asyncio.gather(*(many.send(each, stream=True) for each in asked))
+            for answer in answers:
+                opened.push_async_callback(answer.aclose)
+            assert Counter(answer.status_code for answer in answers) == {200: 20, 429: 40}
+            assert gateway.event_streams == {"crew": 20}
+
+
+async def test_what_an_admin_looks_at_uses_up_nobody_s_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(events_api, "_STREAMS_PER_FLEET_MAX", 1)
+    async with a_gateway(tmp_path / "home") as (_, http):
+        issued = (await http.post("/key/generate", json={"key_alias": "k", "team_id": "crew"})).json()
+        sse = {"accept": "text/event-stream"}
+        async with (
+            http.stream("GET", "/nemo/events?fleet=crew", headers=sse) as of_admin,
+            stream(http, authorization=f"Bearer {issued['key']}") as own,
+        ):
+            assert of_admin.status_code == 200
+            assert await anext(own) == {"retry": "2000"}
+
+
+async def test_a_client_that_reads_nothing_loses_its_stream(tmp_path: Path, quick: None):
+    async with a_gateway(tmp_path / "home", client_timeout_s=0.2) as (gateway, http):
+        for number in range(100):
+            gateway.emit(EventDraft(kind="budget.alert", once=f"{number}", message="x" * 100_000, fleet="crew"))
+        await until_stored(gateway, 101)
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with closing(deaf):
+            deaf.connect((http.base_url.host, http.base_url.port))
+            lines = ("GET /nemo/events?after=0 HTTP/1.1", f"host: {http.base_url.host}", "accept: text/event-stream")
+            lines += (f"authorization: {http.headers['authorization']}",)
+            deaf.sendall("\r\n".join([*lines, "", ""]).encode())
+            async with asyncio.timeout(10):
+                while not gateway.event_streams.total():
+                    await http.get("/health/live")
+                while gateway.event_streams.total():
+                    await http.get("/health/live")
 
 
 # --- told once, whatever happens ----------------------------------------------------------------------------------
@@ -520,6 +573,32 @@ async def test_a_spike_is_seen_told_once_an_hour_and_over_by_itself(tmp_path: Pa
         assert gateway.spikes == {}
 
 
+async def test_a_store_that_is_down_for_long_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    turns = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal turns
+        turns += 1
+        if turns > 4:
+            raise asyncio.CancelledError
+
+    async def down(*_: Any) -> None:
+        if turns < 3:
+            raise StoreUnavailable("the database is away")
+
+    async with built(tmp_path) as gateway:
+        alerts = Alerts(gateway, [])
+        looking = Spikes(gateway, alerts.outlet, History(gateway.store), rule=SpikeRule(), sleep=sleep)
+        monkeypatch.setattr(Spikes, "look", down)
+        log = CapturingLogger()
+        monkeypatch.setattr("nemo_agents.gateway.alerts.spikes._log", log)
+        with pytest.raises(asyncio.CancelledError):
+            await looking.run()
+    event = "spend spikes cannot be looked for"
+    told = [(call.method_name, *call.args) for call in log.calls]
+    assert told == [("warning", event), ("info", f"over: {event}")]
+
+
 async def test_closed_hours_are_read_once_and_the_last_two_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async with built(tmp_path) as gateway:
         clock = gateway.clock
@@ -734,6 +813,35 @@ async def test_while_a_receiver_fails_one_delivery_tries_it_and_the_others_are_p
             post.clock.at_us += 120_000_000
             async with post.running():
                 assert [(await post.store.next())[2] for _ in range(10)] == [None] * 10
+
+
+@pytest.mark.parametrize(("asked", "waits_s"), [("120", 120), ("7200", 3600)])
+async def test_a_receiver_that_says_when_is_not_asked_before_but_for_an_hour_at_most(
+    tmp_path: Path, asked: str, waits_s: int
+):
+    """Nor are its other deliveries tried while it wants to be left alone."""
+    with webhook_receiver(f"503 {asked}") as receiver:
+        async with posting(tmp_path, to(receiver.url)) as post:
+            for number in range(2):
+                await post.put(number)
+            back_us = post.clock.at_us + waits_s * 1_000_000
+            async with post.running():
+                assert await post.store.next() == ("ops", back_us, "status 503")
+                assert await post.store.next() == ("ops", back_us, "put off: the receiver fails")
+            assert receiver.got.qsize() == 1
+            post.clock.at_us = back_us
+            async with post.running():
+                assert [(await post.store.next())[2] for _ in range(2)] == [None, None]
+
+
+def test_a_date_to_come_back_at_is_read_as_the_time_until_then():
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    at_us = int(now.timestamp() * 1e6)
+    for after_s, waits_s in ((90, 90), (-90, 0), (90_000, 3_600)):
+        asked = format_datetime(now + timedelta(seconds=after_s), usegmt=True)
+        assert retry_after_us(asked, at_us) == waits_s * 1_000_000
+    for text in ("", "-5", "1.5", "²", "9" * 40, "Mon, 99 Jan 2026 00:00:00 GMT", "Fri, 02 Jan 2026 03:05:05 -0000"):
+        assert 0 <= retry_after_us(text, at_us) <= 3_600_000_000
 
 
 async def test_deliveries_survive_a_restart_and_end_with_a_day(tmp_path: Path):

@@ -318,6 +318,24 @@ def test_a_stream_that_runs_away_is_cut_when_it_has_cost_what_was_held(unruly: B
     assert unruly.ok("GET", "/nemo/ledger/verify") == {"problems": []}
 
 
+@pytest.mark.parametrize(
+    ("model", "n"), [("empty-finish-reason", 1), ("second-runs-on", 2), ("usage-running-ignores-cap", 1)]
+)
+def test_nothing_that_a_runaway_says_of_itself_keeps_it_from_being_cut(unruly: Bench, model: str, n: int):
+    """Neither a finish reason that is none, nor one of another choice, nor what it says that it has used."""
+    key = unruly.key(**budget(10**9))
+    answer = unruly.chat(key, f"faulty/{model}", stream=True, n=n)
+    assert "the stream was cut" in answer.text
+    row = unruly.row(answer)
+    assert (row["state"], row["status"], row["usage_source"]) == ("failed", 502, "hold")
+    made = answer.text.count('"content":" w') + n  # the first piece of every answer has no blank before it
+    told = INPUT_NANOS if model.startswith("usage-running") else 0
+    assert row["cost_nanos"] == max(row["held_nanos"], made * OUTPUT_NANOS + told)
+    unruly.all_over()
+    assert unruly.faulty.seen(finished=True)["requests"][0]["chunks"] < 3000
+    assert unruly.ok("GET", "/nemo/ledger/verify") == {"problems": []}
+
+
 def test_an_answer_that_costs_more_than_its_hold_is_posted_in_full_and_blocks_its_budget(unruly: Bench):
     """A plain answer comes at once: what it cost is the truth, whatever was held, and nothing more fits."""
     cost = INPUT_NANOS + 3000 * OUTPUT_NANOS

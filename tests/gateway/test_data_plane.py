@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 from faulty_provider import TEXT
-from gateway_bench import INPUT_NANOS, OUTPUT_NANOS, PRICE, PROVIDER_KEY, Bench, bench_for, gateway_at, refused
+from gateway_bench import INPUT_NANOS, OUTPUT_NANOS, PRICE, PROVIDER_KEY, Bench, Key, bench_for, gateway_at, refused
 
 from nemo_agents import AgentRole, Fleet
 from nemo_agents.admin import observe
@@ -443,3 +446,36 @@ def test_the_remedy_for_an_unpriced_model_behind_the_sandbox_works(tmp_path):
     with pytest.raises(RequestRejected, match=r'\[prices\."openai/foo-1"\]'):
         ask("unpriced", {})
     assert ask("priced", {"openai/foo-1": PRICE}).startswith("[sandbox foo-1]")
+
+
+# --- a client that does not read ----------------------------------------------------------------------------------
+def _post(url: str, key: Key, model: str, text: str, **body: Any) -> bytes:
+    raw = json.dumps({"model": model, "messages": [{"role": "user", "content": text}], **body}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\n"
+        f"authorization: Bearer {key.secret}\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    )
+    return head.encode() + raw
+
+
+@pytest.mark.parametrize(
+    ("model", "stream"), [("faulty/usage-last", False), ("faulty/usage-last", True), ("faulty/bad-request", False)]
+)
+def test_an_answer_that_nobody_reads_lets_go_of_its_place(tmp_path, shared_provider, model: str, stream: bool):
+    """Two calls come on one connection; the first answer fills it, so that the second has nowhere to go."""
+    with (
+        gateway_at(tmp_path / "home", shared_provider, client_timeout_s=0.3) as gateway,
+        bench_for(gateway, shared_provider) as bench,
+        socket.socket() as silent,
+    ):
+        key = bench.key(max_parallel_requests=1)
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        address = urlsplit(gateway.url)
+        silent.connect((address.hostname, address.port))
+        silent.sendall(_post(gateway.url, key, "faulty/echo", "x" * 4_000_000))
+        silent.sendall(_post(gateway.url, key, model, "hi", max_tokens=50, stream=stream))
+        bench.faulty.seen(at_least=2, finished=True)
+        bench.until(lambda: bench.chat(key).status_code == 200)
+        states = [row["state"] for row in bench.logs()]
+        assert "open" not in states
+        silent.close()

@@ -157,7 +157,7 @@ def test_a_changed_period_is_told_of_before_it_is_applied(bench: Bench):
     assert bench.chat(key).status_code == 200
     wanted = Fleet(bench.fleet, roles=[role(budget="$5/week")])
     (change,) = [one for one in bench.gateway.plan(wanted).changes if one.action != "keep"]
-    assert change.note == "a new count starts for $5/week"
+    assert change.note == "another count for $5/week: a new one, or the one it had"
     provisioned(bench, role(budget="$5/week"))
     assert row_of(bench, key)["spend"] == 0.0
     provisioned(bench, role(budget="$5/day"))  # back within the day: that count goes on

@@ -31,6 +31,12 @@ def group(bench: Bench, *models: str, **fields: Any) -> Key:
     ("failing", "status", "charged"),
     [
         ("faulty/error-500", 500, False),
+        ("faulty/error-503", 503, False),
+        ("faulty/timeout-408", 408, False),
+        ("faulty/proxy-500", 500, True),
+        ("faulty/proxy-503", 503, True),
+        ("faulty/proxy-408", 408, True),
+        ("faulty/proxy-json-503", 503, True),
         ("faulty/rate-limited", 429, False),
         ("faulty/drop-before-head", None, True),
         ("faulty/not-json", None, True),
@@ -145,6 +151,66 @@ def test_a_fallback_under_a_run_s_older_cap_is_held_too(bench: Bench):
     refused(answer, 400, "model_not_priced")
     assert bench.row(answer)["cost_nanos"] == 0
     assert [request["model"] for request in bench.sent()] == ["error-500", "error-500"]
+
+
+def test_what_a_run_s_older_cap_cannot_hold_is_passed_over_for_what_it_can(bench: Bench):
+    key = group(bench, "unpriced/ok", "faulty/ok")
+    assert bench.chat(key, "group", headers={"x-nemo-run-id": "r", "x-nemo-run-budget": "1"}).status_code == 200
+    answer = bench.chat(key, "group", headers={"x-nemo-run-id": "r"})
+    assert answer.status_code == 200
+    assert answer.headers["x-nemo-provider"] == "faulty"
+    row = bench.row(answer)
+    first, second = row["attempt_rows"]
+    assert (first["provider"], first["cost_nanos"], second["cost_nanos"]) == ("unpriced", 0, COST)
+    assert "No price is known" in first["error"]
+    assert (row["state"], row["cost_nanos"]) == ("ok", COST)
+    assert len(bench.sent()) == 2  # one for each call: nothing was sent to what has no price
+
+
+def test_when_no_target_of_a_group_can_be_held_the_call_is_refused(bench: Bench):
+    priced = group(bench, "faulty/ok")
+    run = {"x-nemo-run-id": "r", "x-nemo-run-budget": "1"}
+    assert bench.chat(priced, "group", headers=run).status_code == 200
+    models = ("unpriced/ok", "unpriced/echo")
+    for order, model in enumerate(models):
+        params = {"model": model, "order": order}
+        info = {"team_id": bench.fleet}
+        bench.ok("POST", "/model/new", {"model_name": "dear", "litellm_params": params, "model_info": info})
+    answer = bench.chat(bench.key(models=("dear",)), "dear", headers={"x-nemo-run-id": "r"})
+    refused(answer, 400, "model_not_priced")
+    row = bench.row(answer)
+    assert (row["state"], row["status"], row["cost_nanos"]) == ("refused", 400, 0)
+    assert [attempt["model"] for attempt in row["attempt_rows"]] == ["ok", "echo"]
+    assert len(bench.sent()) == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "known"),
+    [((), 0), (("faulty/error-500",), 0), (("down/ok",), 0), (("faulty/ok",), 1 + len(TEXT.split()))],
+)
+def test_the_minute_s_tokens_of_an_attempt_that_may_have_been_served_stay_counted(
+    bench: Bench, then: tuple[str, ...], known: int
+):
+    """Whatever comes of the attempts after it."""
+    limit = 100_000
+
+    def used_by(key: Key) -> int:
+        headers = bench.http.get("/v1/models", headers=key.headers).headers
+        return limit - int(headers["x-ratelimit-remaining-tokens"])
+
+    alone = bench.key(tpm_limit=limit)
+    bench.chat(alone, "faulty/drop-before-head")
+    key = group(bench, "faulty/drop-before-head", *then, tpm_limit=limit)
+    bench.chat(key, "group")
+    bench.all_over()
+    assert used_by(key) == used_by(alone) + known > 50
+
+
+def test_the_minute_s_tokens_of_attempts_that_cost_nothing_are_given_back(bench: Bench):
+    key = group(bench, "faulty/error-500", "down/ok", "faulty/rate-limited", tpm_limit=1000)
+    bench.chat(key, "group")
+    bench.all_over()
+    assert bench.http.get("/v1/models", headers=key.headers).headers["x-ratelimit-remaining-tokens"] == "1000"
 
 
 def test_a_group_is_allowed_by_its_name_alone(bench: Bench):

@@ -78,7 +78,9 @@ def test_a_gateway_that_stops_ends_its_calls_with_an_answer(tmp_path):
             sent = {"authorization": f"Bearer {key}"}
             waiting = pool.submit(httpx.post, f"{gateway.url}/v1/chat/completions", json=ASK, headers=sent, timeout=30)
             provider.seen(at_least=1)
+            began = time.monotonic()
         answer = waiting.result()
+        assert 10 <= time.monotonic() - began < 15, "calls in flight get ten seconds, as the guides say"
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "gateway_stopping"
         assert answer.headers["retry-after"] == "2"

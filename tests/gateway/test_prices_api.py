@@ -54,9 +54,18 @@ def test_prices_that_count_are_listed_with_their_source(admin):
     assert admin.run(api.effective("no-such-model")).prices == []
 
 
+def test_a_bare_name_without_a_price_shows_what_covers_every_model_of_a_provider(tmp_path):
+    ollama = {"ollama": {"base_url": "http://127.0.0.1:11500/v1"}}
+    with running_gateway(tmp_path / "home", settings={"providers": ollama}) as running, running.admin() as client:
+        found = client.run(api.effective("llama3.2")).prices
+        assert [(row.name, row.input, row.output) for row in found] == [("ollama/*", 0, 0)]
+        exact = client.run(api.effective("ollama/llama3.2")).prices
+        assert [(row.name, row.input) for row in exact] == [("ollama/llama3.2", 0)]
+
+
 def test_another_table_counts_at_once_and_after_a_restart(tmp_path, gateway, admin):
     before = admin.run(api.effective()).version
-    changed = admin.run(api.give(table(), source="file t.json"))
+    changed = admin.run(api.give(table(), source="file t.json", force=True))
     assert changed.former == before
     found = admin.run(api.effective("gpt-4o"))
     assert (found.version, found.source) == (changed.version, "file t.json")
@@ -122,9 +131,14 @@ def test_the_command_line_lists_updates_and_resets(tmp_path, gateway, admin):
 
     path = tmp_path / "t.json"
     path.write_bytes(table())
-    changed = command(gateway, "update", str(path))
+    short = command(gateway, "update", str(path))
+    assert short.returncode == 1
+    assert "models disappear, e.g. " in short.stderr
+    assert admin.run(api.effective()).source == "package"
+    changed = command(gateway, "update", str(path), "--force")
     assert (changed.returncode, changed.stderr) == (0, "")
     version = admin.run(api.effective()).version
+    assert version.startswith("given file t.json ")
     assert changed.stdout.startswith(f"{version} counts now, in place of genai-prices ")
     path.write_bytes(table(output_mtok=-9))
     refused = command(gateway, "update", str(path))

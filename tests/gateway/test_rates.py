@@ -161,11 +161,16 @@ def test_the_same_request_again_and_again_in_one_run_is_refused(bench: Bench):
     answers = [bench.chat(key, headers=RUN, seed=n) for n in range(3)]
     assert [answer.status_code for answer in answers[:2]] == [200, 200]
     error = refused(answers[2], answers[2].status_code, "loop_detected")
-    assert answers[2].status_code in {409, 429}
-    assert error["limit"] == "loop"
+    assert answers[2].status_code == 429
+    assert (error["limit"], "retry_after_ms" in error) == ("loop", False)
+    assert (answers[2].headers["x-should-retry"], answers[2].headers.get("retry-after")) == ("false", None)
     row = bench.row(answers[2])
     assert (row["state"], row["code"], row["cost_nanos"]) == ("refused", "loop_detected", 0)
+    run = bench.ok("GET", "/nemo/runs/r1", fleet=bench.fleet)["run"]
+    assert (run["state"], run["stopped_by"]["kind"], run["stopped_by"]["limit"]) == ("stopped", "loop", "loop")
     assert bench.chat(key, headers=RUN, text="something else").status_code == 200
+    run = bench.ok("GET", "/nemo/runs/r1", fleet=bench.fleet)["run"]
+    assert (run["state"], run["stopped_by"]) == ("recovered", None)
     assert bench.chat(key, headers={"x-nemo-run-id": "r2"}).status_code == 200
     assert len(bench.sent()) == 4
 

@@ -211,6 +211,8 @@ def test_a_model_without_a_price_is_refused_under_a_budget_alone(bench: Bench):
     answer = bench.chat(capped, "unpriced/ok")
     error = refused(answer, 400, "model_not_priced", param="model")
     assert '[prices."unpriced/ok"]' in error["message"]
+    assert "the budget of the role" in error["message"]
+    assert "price_per_request" in error["message"]
     recorded(bench, answer)
     nothing_sent(bench)
     free = bench.key(models=("unpriced/*",))
@@ -241,7 +243,9 @@ def test_a_run_s_budget_holds_for_calls_that_do_not_mention_it(
 
 def test_content_without_a_bound_is_refused_under_a_budget_alone(bench: Bench):
     answer = bench.chat(bench.key(max_budget=1), messages=IMAGE)
-    refused(answer, 400, "content_not_boundable", param="messages[0].content[0].image_url")
+    error = refused(answer, 400, "content_not_boundable", param="messages[0].content[0].image_url")
+    assert 'set "detail" to "low", "high" or "auto"' in error["message"]
+    assert "where no budget applies (role, fleet, run)" in error["message"]
     recorded(bench, answer)
     nothing_sent(bench)
     assert bench.chat(bench.key(), messages=IMAGE).status_code == 200

@@ -213,4 +213,5 @@ async def test_another_pepper_does_not_start_and_says_what_to_do(store: SharedFi
         await joined(store, tmp_path / "2", {"NEMO_PEPPER": "another pepper than theirs"})
     assert "\n" not in str(refused.value)
     assert "another pepper than theirs" not in str(refused.value)
+    assert "the pepper of the first one" in str(refused.value)
     await joined(store, tmp_path / "3")

@@ -161,6 +161,21 @@ def test_one_with_other_secrets_does_not_start(tmp_path: Path, shared_provider: 
             pass
 
 
+def test_another_admin_key_is_warned_of_at_each_change_and_keeps_nobody_from_starting(
+    tmp_path: Path, shared_provider: FaultyProvider, postgres_url: str, capfd: pytest.CaptureFixture[str]
+):
+    settings = settings_for(shared_provider, database=postgres_url, log_level="warning")
+    other = {**SECRETS, "NEMO_ADMIN_KEY": "sk-nemo-admin-of-another-time"}
+    warned = []
+    for n, environ in enumerate((SECRETS, SECRETS, other, other, SECRETS)):
+        with running_gateway(tmp_path / str(n), settings=settings, environ=environ):
+            pass
+        said = capfd.readouterr().err
+        warned.append("NEMO_ADMIN_KEY" in said)
+        assert other["NEMO_ADMIN_KEY"] not in said
+    assert warned == [False, False, True, False, True]
+
+
 def test_periods_follow_the_database_s_clock(pair: Pair):
     """Within what a round trip takes: both gateways read the same clock, whatever their machines say."""
     times = [gateway.running.gateway.clock.now_us() for gateway in pair.gateways]

@@ -73,7 +73,7 @@ def test_a_long_stream_arrives_whole(bench: Bench):
     assert bench.content(answer)["answer"]["content"] == text_of(said)
 
 
-@pytest.mark.parametrize(("model", "dones"), [("ok", 1), ("done-missing", 0), ("done-twice", 2)])
+@pytest.mark.parametrize(("model", "dones"), [("ok", 1), ("done-missing", 0), ("done-twice", 2), ("done-drop", 1)])
 def test_the_end_of_a_stream_is_the_provider_s(bench: Bench, model: str, dones: int):
     answer = bench.chat(bench.key(), f"faulty/{model}", stream=True)
     assert answer.text.count("data: [DONE]\n\n") == dones
@@ -171,6 +171,28 @@ def test_bytes_that_are_no_text_are_passed_on(bench: Bench):
     assert (row["state"], row["usage_source"]) == ("ok", "provider")
 
 
+# --- usage that is not the last -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("model", ["usage-running-drop", "usage-running-end", "usage-running-error"])
+def test_a_broken_stream_is_charged_at_its_hold_whatever_usage_it_had_told_so_far(bench: Bench, model: str):
+    """What was told in the middle is of what had been made by then, and the provider may have made more."""
+    answer = bench.chat(bench.key(max_budget=1), f"faulty/{model}", stream=True)
+    last = events(answer.text)[-1]
+    assert last["error"]
+    row = bench.row(answer)
+    expected = {"state": "failed", "status": 502, "code": "upstream_error", "usage_source": "hold"}
+    assert {name: row[name] for name in expected} == expected
+    assert row["output_tokens"] is None
+    assert row["cost_nanos"] == row["held_nanos"] > INPUT_NANOS + WORDS * OUTPUT_NANOS
+
+
+def test_usage_that_every_chunk_tells_counts_when_the_stream_is_whole(bench: Bench):
+    answer = bench.chat(bench.key(), "faulty/usage-running", stream=True)
+    assert text_of(events(answer.text)) == TEXT
+    row = bench.row(answer)
+    assert (row["state"], row["usage_source"], row["output_tokens"]) == ("ok", "provider", WORDS)
+    assert row["cost_nanos"] == INPUT_NANOS + WORDS * OUTPUT_NANOS
+
+
 # --- the client leaves --------------------------------------------------------------------------------------------
 def test_a_stream_whose_client_leaves_is_read_to_its_end_and_charged_for_it(bench: Bench):
     with streamed(bench, bench.key(), "faulty/stepped") as answer:
@@ -207,12 +229,13 @@ def test_clients_that_leave_a_fast_stream_leave_nothing_open(bench: Bench):
         assert row["cost_nanos"] == INPUT_NANOS + 2000 * OUTPUT_NANOS
 
 
-def test_a_provider_that_does_not_finish_for_a_client_that_left_is_left_too(tmp_path, shared_provider):
+@pytest.mark.parametrize("model", ["stepped", "usage-running-stepped"])
+def test_a_provider_that_does_not_finish_for_a_client_that_left_is_left_too(tmp_path, shared_provider, model):
     with (
         gateway_at(tmp_path / "home", shared_provider, drain_timeout_s=0.2) as gateway,
         bench_for(gateway, shared_provider) as bench,
     ):
-        with streamed(bench, bench.key(), "faulty/stepped") as answer:
+        with streamed(bench, bench.key(), f"faulty/{model}") as answer:
             assert '"role":"assistant"' in next(answer.iter_text())
         (record,) = bench.faulty.seen(finished=True)["requests"]
         assert record["client_left"]

@@ -26,7 +26,10 @@ class Got:
 
 @dataclass(kw_only=True)
 class Receiver:
-    """What a receiver got, and what it does next: `script` first, then `ok` for ever."""
+    """What a receiver got, and what it does next: `script` first, then `ok` for ever.
+
+    A status may be followed by its `Retry-After`: `503 120`.
+    """
 
     url: str
     script: deque[str] = field(default_factory=deque)
@@ -63,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "redirect":
             self._answer(307, {"location": "/trap"})
         else:
-            self._answer(204 if what == "ok" else int(what), {})
+            status, _, retry_after = what.partition(" ")
+            self._answer(204 if what == "ok" else int(status), {"retry-after": retry_after} if retry_after else {})
 
     do_GET = do_POST  # noqa: N815 - http.server's name; what a redirect that was followed might turn into
 

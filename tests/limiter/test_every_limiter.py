@@ -110,12 +110,13 @@ async def test_the_nth_repeat_is_a_loop_and_passes_when_the_oldest_is_over(turns
     assert await ask(T0 + 4 * SECOND) is None
     loop = await ask(T0 + 5 * SECOND + 1)
     assert (loop.status, loop.code, loop.scope, loop.limit) == (429, Code.LOOP_DETECTED, "run", "loop")
-    assert loop.retry_after_ms == 5_000
+    assert loop.retry_after_ms is None
     assert "run-1" in loop.message
-    assert "3rd time within 10 s" in loop.message
+    assert "at least 3 times within 10 s" in loop.message
+    assert loop.message.endswith(" in 5 s.")
     assert await ask(T0 + 5 * SECOND, digest=b"e" * 16) is None, "another request"
     assert await ask(T0 + 5 * SECOND, run=f"{scopes[0].fleet}/run-2") is None, "another run"
-    assert (await ask(T0 + 10 * SECOND - 1)).retry_after_ms == 1
+    assert (await ask(T0 + 10 * SECOND - 1)).message.endswith(" in 0.001 s.")
     assert await ask(T0 + 10 * SECOND) is None
     assert await ask(T0 + 10 * SECOND) is not None
     assert (await turns.limiter.used(T0 + 10 * SECOND, scopes))[0][0] == 8, "a refused repeat keeps its request slot"

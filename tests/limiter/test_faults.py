@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from limiter_bench import Log, Use, fresh_name, now_us, redis_limiter, scopes_of
 from services import Service, run_redis
 
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
+from nemo_agents.gateway.limiter.link import Link
 from nemo_agents.gateway.limiter.redis import RedisLimiter
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.policy.budgets import LoopRule
@@ -164,6 +166,110 @@ async def test_an_old_file_is_not_believed():
         await first_answer(limiter, scopes, log, admitted, within_s=5)
         assert len(admitted) == 5
         await limiter.close()
+
+
+class Switch:
+    """An address that stays, whatever server is behind it: connections go to the one that is primary when they open."""
+
+    def __init__(self, primary: Service) -> None:
+        self.primary = primary
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.primary.port)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65_536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+
+def command(server: Service, *words: str) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command(*words)
+
+
+async def test_a_failover_behind_one_address_is_survived():
+    """The old primary keeps the connection and refuses every write on it; the new one is where the address leads."""
+    log, admitted = Log(), []
+    with run_redis() as old, run_redis() as new:
+        command(new, "REPLICAOF", "127.0.0.1", str(old.port))
+        switch = Switch(old)
+        async with await asyncio.start_server(switch.serve, "127.0.0.1", 0) as server:
+            limiter = redis_limiter(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", log)
+            await limiter.start()
+            scopes = scopes_of(fresh_name(), rpm=3)
+            assert await ask(limiter, scopes, log, admitted)
+            command(new, "REPLICAOF", "NO", "ONE")
+            switch.primary = new
+            command(old, "REPLICAOF", "127.0.0.1", str(new.port))
+            with pytest.raises(LimiterUnavailable, match="read only replica"):
+                await limiter.admit(0, scopes, None)
+            await first_answer(limiter, scopes, log, admitted, within_s=5)
+            answers = [await ask(limiter, scopes, log, admitted) for _ in range(3)]
+            assert answers == [True, False, False], "what the old one had admitted is counted"
+            await limiter.close()
+
+
+async def test_a_primary_that_is_one_again_is_used_again():
+    log, admitted = Log(), []
+    with run_redis() as server, run_redis() as other:
+        limiter = redis_limiter(server.url, log)
+        await limiter.start()
+        scopes = scopes_of(fresh_name(), rpm=2)
+        assert await ask(limiter, scopes, log, admitted)
+        command(server, "REPLICAOF", "127.0.0.1", str(other.port))
+        assert await ask(limiter, scopes, log, admitted) is None
+        assert await ask(limiter, scopes, log, admitted) is None
+        command(server, "REPLICAOF", "NO", "ONE")
+        await first_answer(limiter, scopes, log, admitted, within_s=5)
+        assert await ask(limiter, scopes, log, admitted) is False
+        assert len(admitted) == 2
+        await limiter.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        (b"-READONLY You can't write against a read only replica. script: 0a, on @user_script:1.", True),
+        (b"-ERR Error running script (call to f_0a): @user_script:9: -READONLY You can't write", True),
+        (b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", True),
+        (b"-LOADING Redis is loading the dataset in memory", True),
+        (b"-BUSY Redis is busy running a script.", True),
+        (b"-NOREPLICAS Not enough good replicas to write.", True),
+        (b"-CLUSTERDOWN The cluster is down", True),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.", False),
+        (b"-ERR user_script:3: the READONLY of nobody", False),
+    ],
+)
+async def test_which_answers_end_a_connection(answer, ends):
+    """Those after which another server, or the same one later, may serve; not those that say something of the call."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                words = int((await reader.readline())[1:])
+                said = [await reader.readexactly(int((await reader.readline())[1:]) + 2) for _ in range(words)]
+                script = said[0].startswith(b"EVALSHA")
+                writer.write(answer + b"\r\n" if script else b"$8\r\nrun_id:x\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        link = Link(Secret(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"), on_server=lambda _: None)
+        await link.connect()
+        with pytest.raises(LimiterUnavailable):
+            await link.call("give_up", ("k",), ("e",))
+        await asyncio.sleep(0)
+        assert link.up is not ends
+        await link.connect()
+        assert connections == 1 + ends
+        await link.close()
 
 
 async def test_scripts_that_were_flushed_are_brought_again(redis_server, redis_url):

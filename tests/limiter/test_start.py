@@ -71,7 +71,10 @@ async def test_something_else_than_redis(says):
     async with server:
         port = server.sockets[0].getsockname()[1]
         text = await refused(f"redis://127.0.0.1:{port}/0", None)
+        over_tls = await refused(f"rediss://127.0.0.1:{port}/0", None)
     assert "neither Redis nor Valkey" in text or "cannot be reached" in text
+    assert "TLS" not in text
+    assert "asks for TLS (rediss://)" in over_tls
 
 
 async def test_an_address_that_is_none():

@@ -1,6 +1,6 @@
 """The stores against the model of a ledger, and the proof that the machine finds what it looks for.
 
-Dice play 5,000 runs of up to 80 steps on SQLite (30 to 40 ms of a core each) and 60 on PostgreSQL, where each step
+Dice play 5,000 runs of up to 80 steps on SQLite (30 to 40 ms of a core each) and 240 on PostgreSQL, where each step
 waits for two servers; Hypothesis plays some more, to shorten what it finds. `make test-long` plays 100,000 and 6,000.
 """
 
@@ -54,9 +54,9 @@ def test_hypothesis_finds_no_way_to_tell_them_apart(backend: Backend, runs: int)
     run_state_machine_as_test(machine_on(backend), settings=settings(SHORTENED, max_examples=runs))
 
 
-@pytest.mark.parametrize("played", seeds(60, 2, long=6_060))
+@pytest.mark.parametrize("played", seeds(240, 8, long=6_000))
 def test_postgres_is_the_model(postgres_url: str, played: range) -> None:
-    """Two gateways on one database. A run takes half a second, so that CI plays sixty: the rest is `make test-long`."""
+    """Two gateways on one database. A run takes half a second, so that CI plays 240: the rest is `make test-long`."""
     postgres = PostgresBackend(postgres_url)
     try:
         for seed in played:

@@ -16,8 +16,10 @@ SOAK_S = float(os.environ.get("NEMO_SOAK_S", "1800"))
 PER_S, CALLERS = 100, 20
 SAMPLES = 60
 CALLS_TO_FILL = 60_000
-"""Calls of one gateway until all that it remembers of calls is full and was forgotten once: it remembers the hashes of
-50,000 messages, the balances of 16,384 runs, 4,096 runs, and the requests of a minute, which are soonest at full load."""
+"""Calls of one gateway until all that it remembers of calls is full and was forgotten once.
+
+It remembers the hashes of 50,000 messages, the balances of 16,384 runs, 4,096 runs, and the requests of a minute, which
+are most at full load."""
 FORGETS_EVERY = 2_000  # answers after which the provider forgets what it was asked
 GROWTH_MAX_BYTES = 64  # for one call: nothing that is kept of a call is smaller
 UNEVEN_MB = 3.0  # what the allocator makes of the same load at another time

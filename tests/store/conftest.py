@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from store_values import Clock, empty
 
 from nemo_agents.gateway.stores.postgres import PostgresStore
@@ -15,6 +17,13 @@ from nemo_agents.gateway.stores.postgres_connection import Address
 from nemo_agents.gateway.stores.postgres_migrate import bring_up_to_date
 from nemo_agents.gateway.stores.sql import SqlStore
 from nemo_agents.gateway.stores.sqlite import SqliteStore
+
+
+@pytest.fixture
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What the gateway's log says during the test."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
 
 
 @pytest.fixture

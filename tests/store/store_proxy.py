@@ -1,4 +1,7 @@
-"""A way to PostgreSQL that breaks at a chosen point: before a COMMIT arrives, or before its answer does."""
+"""A way to PostgreSQL that breaks at a chosen point: before a COMMIT arrives, or before its answer does.
+
+Or it is a pooler's, which loses the server after the COMMIT and answers in its own words.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Cut = Literal["commit-lost", "answer-lost"]
+Cut = Literal["commit-lost", "answer-lost", "pooler-answers"]
+_IN_ITS_OWN_WORDS = b"SERROR\0VERROR\0C08P01\0Mserver conn crashed?\0\0"
+# An ErrorResponse, and a ReadyForQuery (postgresql.org/docs/current/protocol-message-formats.html).
+POOLERS_ANSWER = b"E" + (len(_IN_ITS_OWN_WORDS) + 4).to_bytes(4, "big") + _IN_ITS_OWN_WORDS + b"Z\0\0\0\x05I"
 COMMIT = b"COMMIT\x00"
 
 
@@ -58,12 +64,18 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
                 cut = self._take_cut() if COMMIT in data else None
-                if cut == "answer-lost":
+                if cut in ("answer-lost", "pooler-answers"):
                     way.mute.set()
                     server.sendall(data)
                     assert way.answered.wait(30)  # it is committed now
                 if cut is not None:
                     self.cuts += 1
+                if cut == "pooler-answers":
+                    client.sendall(POOLERS_ANSWER)
+                    continue
+                if cut is not None:
+                    break
+                if way.mute.is_set():
                     break
                 server.sendall(data)
         _end(client)

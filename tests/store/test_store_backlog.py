@@ -152,7 +152,7 @@ async def test_the_file_goes_away_in_the_middle_of_a_batch_with_a_culprit(tmp_pa
     await store.close()
 
 
-async def test_of_refusals_the_latest_are_kept_and_of_settlements_all(tmp_path, clock, monkeypatch, caplog):
+async def test_of_refusals_the_latest_are_kept_and_of_settlements_all(tmp_path, clock, monkeypatch, logged):
     monkeypatch.setattr(writer, "DROPPABLE_MAX", 20)
     store = await started(tmp_path, clock)
     calls = await opened(store, 60)
@@ -174,9 +174,10 @@ async def test_of_refusals_the_latest_are_kept_and_of_settlements_all(tmp_path, 
         assert (balance.posted_nanos, balance.held_nanos) == (60 * 60, 0)
         assert await store.verify_ledger() == []
         await store.close()
-    assert caplog.text.count("the oldest are dropped") == 1
-    assert caplog.text.count("30 records of refused calls were dropped meanwhile") == 1
-    assert caplog.text.count("cannot be written now") == 1
+    events = [line["event"] for line in logged]
+    assert sum("the oldest are dropped" in event for event in events) == 1
+    assert sum("cannot be written now" in event for event in events) == 1
+    assert [line["records_dropped"] for line in logged if "can be written again" in line["event"]] == [30]
 
 
 async def test_while_the_file_can_be_written_no_refusal_is_dropped(tmp_path, clock, monkeypatch):

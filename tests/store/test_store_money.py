@@ -10,7 +10,6 @@ from dataclasses import asdict
 import pytest
 from msgspec.structs import replace
 from store_values import (
-    HOUR_US,
     T0,
     Clock,
     a_call,
@@ -285,8 +284,9 @@ async def test_verify_tells_what_does_not_add_up(any_store, clock):
     store.close_call(call_end(call), attempt_end(attempt, amount=40))
     open_call, open_attempt = a_call(run_id="run-one"), an_attempt(7, role_scope())
     await store.open_call(open_call, open_attempt)
+    clock.now_us = open_attempt.expires_us + 10_000_000 - 1  # those who sweep have a moment to come by
     assert await store.verify_ledger() == []
-    clock.now_us += 2 * HOUR_US
+    clock.now_us += 1
     assert await store.verify_ledger() == [
         f"Hold {open_attempt.hold_id} of request {open_call.request_id} ($0.000000007) is open past its time."
     ]
@@ -306,8 +306,8 @@ async def test_verify_tells_what_does_not_add_up(any_store, clock):
 
 async def test_recent_use_is_what_admission_counted(store):
     """Requests are counted once grouping, model and tools are right, and stay so whatever refuses them then."""
-    for at, state in ((T0 - 5, "ok"), (T0 + 1, "ok"), (T0 + 2, "open")):
-        call, attempt = a_call(started_us=at), an_attempt()
+    for begun, at, state in ((T0 - 5, T0 - 5, "ok"), (T0 - 60_000_000, T0 + 1, "ok"), (T0 - 5, T0 + 2, "open")):
+        call, attempt = a_call(started_us=begun), an_attempt(started_us=at)  # admitted after its upload
         await store.open_call(call, attempt)
         if state == "ok":
             store.close_call(call_end(call), attempt_end(attempt))
@@ -321,6 +321,7 @@ async def test_recent_use_is_what_admission_counted(store):
         (T0 + 8, "tool_not_allowed", 403, {"limit": "tools"}),
         (T0 + 9, "guardrail_blocked", 400, {"limit": None, "scope": None}),
         (T0 + 10, "run_stopped", 403, {"limit": "stopped", "scope": "run"}),
+        (T0 + 10, "store_unavailable", 503, {"limit": None, "scope": None}),  # no fault of the caller's
     ):
         call = a_call(started_us=at)
         store.log_refusal(call, refusal(call, code, status, **more))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.stores import migrate
 from nemo_agents.gateway.stores.base import LogFilter, StoreUnavailable
 from nemo_agents.gateway.stores.postgres import PostgresStore
+from nemo_agents.gateway.stores.postgres_connection import Address
 from nemo_agents.policy.ledger import Held
 from nemo_agents.secret import Secret
 
@@ -90,6 +92,28 @@ async def test_a_server_that_is_not_there_is_refused_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert "refused" in await refused(f"postgresql://gateway:{PASSWORD}@127.0.0.1:{port}/nemo")
+
+
+async def test_a_wrong_password_names_the_variable_for_the_right_one():
+    """The server is ours, speaking just enough of the protocol (PostgreSQL's "Message Formats") to refuse."""
+
+    async def serve(reader, writer):
+        while True:
+            size, kind = struct.unpack("!II", await reader.readexactly(8))
+            await reader.readexactly(size - 8)
+            if kind == 3 << 16:  # the start-up message; what comes before it asks for encryption
+                break
+            writer.write(b"N")
+        told = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "gateway"\0\0'
+        writer.write(b"E" + struct.pack("!I", len(told) + 4) + told)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        message = await refused(f"postgresql://gateway@127.0.0.1:{port}/nemo", Secret(PASSWORD))
+    assert "password authentication failed" in message
+    assert "NEMO_DATABASE_PASSWORD" in message
 
 
 @pytest.mark.parametrize(
@@ -231,7 +255,8 @@ async def test_a_database_that_became_read_only_is_an_outage(database, clock):
             for asked in (store.open_call(a_call(), an_attempt(1, role_scope())), store.flush()):
                 with pytest.raises(StoreUnavailable, match="read-only"):
                     await asked
-            assert await store.events(after=0, limit=1) == []  # what needs no writing goes on
+            with pytest.raises(StoreUnavailable, match="read-only"):
+                await store.events(after=0, limit=1)  # a standby may not have yet what was just written
         finally:
             admin.execute("SET default_transaction_read_only = off")
             admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
@@ -239,8 +264,36 @@ async def test_a_database_that_became_read_only_is_an_outage(database, clock):
     await store.close()
 
 
+async def test_of_several_hosts_the_one_that_can_write_is_found(postgres_server, database, clock):
+    """Its first is a standby, as after a fail-over: here, one that is read only to whoever comes as another role."""
+    standby = f"standby_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {standby} LOGIN SUPERUSER")
+        admin.execute(f"ALTER ROLE {standby} SET default_transaction_read_only = on")
+    first = database.replace("postgres@", f"{standby}@")
+    try:
+        with pytest.raises(psycopg.OperationalError, match="read-only"):
+            Address(first, None).connect()
+        Address(f"{first}?target_session_attrs=any", None).connect().close()  # who wants it can have it
+        dead = _port_of_nobody()
+        several = database.replace("127.0.0.1:", f"127.0.0.1:{dead},127.0.0.1:")
+        store = PostgresStore(several, clock=clock)
+        await store.start()
+        assert isinstance(await store.open_call(a_call(), an_attempt(1, role_scope())), Held)
+        assert await store.grants() == []
+        await store.close()
+    finally:
+        with psycopg.connect(database, autocommit=True) as admin:
+            admin.execute(f"DROP ROLE {standby}")
+
+
+def _port_of_nobody() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 async def test_errors_of_the_driver_are_told_apart():
-    from nemo_agents.gateway.stores.postgres_connection import POSTGRES, Drift
+    from nemo_agents.gateway.stores.postgres_connection import POSTGRES, Conflict
 
     outages = ("08006", "57P01", "53300", "53100", "25006", "55P03", "57014", "XX000", "28P01", "3D000", "25P03")
     conflicts = ("40001", "40P01")
@@ -251,6 +304,6 @@ async def test_errors_of_the_driver_are_told_apart():
     for state in conflicts:
         assert POSTGRES.may_retry(psycopg.errors.lookup(state)("x"))
     assert not POSTGRES.may_retry(psycopg.errors.lookup("55P03")("x"))
-    assert POSTGRES.may_retry(Drift("x"))
+    assert POSTGRES.may_retry(Conflict("x"))
     assert POSTGRES.is_outage(psycopg.OperationalError("the connection is lost"))
     assert not POSTGRES.is_outage(ValueError("x"))

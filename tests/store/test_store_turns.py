@@ -62,6 +62,7 @@ async def test_a_hold_waits_for_a_few_refusals_however_many_came_before(store):
         refused = log_refusals(store, 3 * BATCH_MAX)
         asked = asyncio.ensure_future(store.open_call(a_call(), an_attempt(1, role_scope())))
         await asyncio.sleep(0)
+        store._writer._hand_over()
     assert isinstance(await asked, Held)
     assert records_in(shut.batches[0]) == RECORDS_PER_BATCH
     assert any(each.future is not None for each in shut.batches[0])
@@ -135,6 +136,7 @@ async def test_who_is_refused_faster_than_it_is_written_waits(store, monkeypatch
         tasks[writer.RECORDS_MAX].cancel()
         asked = asyncio.ensure_future(store.open_call(a_call(), an_attempt(1, role_scope())))
         await asyncio.sleep(0)
+        store._writer._hand_over()
     assert isinstance(await asked, Held)
     async with asyncio.timeout(GUARD_S):
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from nemo_agents.policy.grouping import RunRef, is_run_id, run_of
 from nemo_agents.policy.hosts import host_allowed, is_loopback, is_loopback_url
 from nemo_agents.policy.ledger import RunCaps, Settlement
 from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.settlement import settle_answer, settle_failure
+from nemo_agents.policy.settlement import is_own_error, settle_answer, settle_failure
 from nemo_agents.policy.stream import StreamTally, answer_of
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -158,6 +158,7 @@ def test_only_this_machine_is_loopback(host, here):
         (True, 302, "expire"),
         (True, 400, "void"),
         (True, 429, "void"),
+        (True, 408, "void"),
         (True, 500, "void"),
         (True, 503, "void"),
         (True, 502, "expire"),
@@ -166,15 +167,25 @@ def test_only_this_machine_is_loopback(host, here):
     ],
 )
 def test_only_what_provably_cost_nothing_is_voided(sent, status, kind):
-    settled = settle_failure(sent=sent, status=status, hold_nanos=70)
+    settled = settle_failure(sent=sent, status=status, own_error=True, hold_nanos=70)
     assert settled == Settlement(kind=kind, amount_nanos=0 if kind == "void" else 70)
 
 
-@given(st.booleans(), st.none() | st.integers(100, 999), st.integers(0, 10**12))
-def test_a_hold_is_voided_only_for_what_was_not_sent_or_was_refused(sent, status, hold_nanos):
-    settled = settle_failure(sent=sent, status=status, hold_nanos=hold_nanos)
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "void"), (401, "void"), (429, "void"), (408, "expire"), (500, "expire"), (503, "expire"), (529, "expire")],
+)
+def test_what_is_not_in_the_provider_s_own_words_may_have_been_served(status, kind):
+    """Something in between says 408 and 5xx after the backend has done the work; a 4xx refuses, whoever gives it."""
+    assert settle_failure(sent=True, status=status, own_error=False, hold_nanos=70).kind == kind
+
+
+@given(st.booleans(), st.none() | st.integers(100, 999), st.booleans(), st.integers(0, 10**12))
+def test_a_hold_is_voided_only_for_what_was_not_sent_or_was_refused(sent, status, own_error, hold_nanos):
+    settled = settle_failure(sent=sent, status=status, own_error=own_error, hold_nanos=hold_nanos)
     if settled.kind == "void":
-        assert not sent or (status is not None and status >= 400)
+        assert not sent or (status is not None and 400 <= status < 600)
+        assert not sent or own_error or (status != 408 and status < 500)
         assert settled.amount_nanos == 0
     else:
         assert settled == Settlement(kind="expire", amount_nanos=hold_nanos)
@@ -238,6 +249,32 @@ def test_odd_chunks_pass_through_and_break_nothing(odd):
     tally = StreamTally(hide_usage=True)
     assert tally.see(odd)
     assert tally.error is None
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        ({"error": {"message": "overloaded", "type": "server_error"}}, True),
+        ({"error": {"code": 503}}, True),
+        ({"error": "model is loading"}, True),
+        ({"type": "error", "error": {"type": "overloaded_error"}}, True),
+        ([{"error": {"code": 503, "status": "UNAVAILABLE"}}], True),  # Gemini
+        ({"object": "error", "message": "no", "type": "InternalServerError"}, True),  # vLLM, Mistral
+        ({"message": "Service Unavailable"}, False),  # a gateway in front of the provider
+        ({"message": "no", "type": None}, False),
+        ({"error": None}, False),
+        ({"error": ""}, False),
+        ({"error": {}}, False),
+        ({"error": True}, False),
+        ({}, False),
+        ([], False),
+        ([1, 2], False),
+        ("error", False),
+        (None, False),
+    ],
+)
+def test_a_provider_s_own_error_is_told_from_what_stands_in_between(said, own):
+    assert is_own_error(said) is own
 
 
 def test_an_error_in_a_stream_is_noted():

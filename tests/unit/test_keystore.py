@@ -55,6 +55,29 @@ def test_entries_of_other_fleets_and_gateways_are_apart(store):
     assert store.entries(URL, "crew-two") == (other,)
 
 
+@pytest.mark.parametrize("spelling", ["http://localhost:4141", "http://localhost:4141/", "http://127.0.0.1:4141/"])
+def test_spellings_of_one_address_have_one_entry(store, spelling):
+    first, second = entry(), entry()
+    store.put(URL, "crew", first)
+    assert store.get(spelling, "crew", "writer") == first
+    assert store.entries(spelling, "crew") == (first,)
+    store.put(spelling, "crew", second)
+    assert store.entries(URL, "crew") == (second,)
+    assert store.get("http://localhost:4142", "crew", "writer") is None
+    store.forget(URL, "crew", "writer")
+    assert store.get(spelling, "crew", "writer") is None
+
+
+def test_the_addresses_of_a_role_are_those_with_a_usable_key(store):
+    store.put(URL, "crew", entry())
+    store.put("https://gateway.example", "crew", entry())
+    store.put("https://other.example", "crew", entry("critic"))
+    store.put("https://third.example", "crew", entry(state="pending"))
+    assert store.addresses("crew", "writer") == (URL, "https://gateway.example")
+    assert store.addresses("crew") == (URL, "https://gateway.example", "https://other.example")
+    assert store.addresses("crew", "nobody") == ()
+
+
 def test_a_pending_secret_is_not_yet_one_to_use(store):
     store.put(URL, "crew", entry(state="pending"))
     assert store.secret(URL, "crew", "writer") is None

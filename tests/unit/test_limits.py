@@ -194,7 +194,7 @@ def test_rpm_refusal_says_which_limit_and_when():
     assert refusal == Refusal(
         status=429,
         code=Code.RATE_LIMIT_EXCEEDED,
-        message="The role researcher has used its limit of 2 requests per minute (rpm). Retry in 58 s.",
+        message="Role researcher has used its limit of 2 requests per minute (rpm). Retry in 58 s.",
         scope="role",
         limit="rpm",
         retry_after_ms=58_000,  # 57.999999 s, rounded up

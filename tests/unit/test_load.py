@@ -128,6 +128,7 @@ def test_every_field_of_a_toml_file_arrives(write):
         (TOML + "budget = ['$1/day', {period = 'day'}]\n", "roles[writer].budget[1].amount"),
         (TOML + "budget = ['$1/day', {amount = '$1', soft = true}]\n", "roles[writer].budget[1].soft"),
         (TOML + "budget = ['$1/day', '$2/day']\n", "roles[writer].budget"),
+        (TOML + "shadow = true\n", "roles[writer].shadow"),
         (TOML + "shadow = ['rpm']\n", "roles[writer].shadow"),
         (TOML + "model_limits = {'gpt-4' = {rpm = 1}}\n", "roles[writer].model_limits"),
         (TOML + "model_limits = {'gpt-4o' = 1}\n", "roles[writer].model_limits[gpt-4o]"),
@@ -218,3 +219,21 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DeclarationError, match="UTF-8"):
         load_fleet(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "soft_budget = '$5/day'",
+        "soft = true",
+        "shadow = true",
+        "budget = {amount = '$1/day', shadow = true}",
+        "budget = {amount = '$1/day', soft = true}",
+        "loop = {shadow = true}",
+    ],
+)
+def test_other_words_for_a_soft_budget_are_answered_with_the_mode(write, line):
+    with pytest.raises(DeclarationError) as refused:
+        load_fleet(write(f"{TOML}{line}\n", "fleet.toml"))
+    assert 'mode = "shadow"' in refused.value.remedy
+    assert "Did you mean" not in refused.value.remedy

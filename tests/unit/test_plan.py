@@ -153,17 +153,15 @@ def test_a_plan_shows_budgets_and_limits_as_people_write_them():
         " · $0.002/request if unpriced · gpt-4o, gpt-4o-mini"
     )
     assert summary(made) == (
-        "2 to create. Worst case per day: $5 by roles, $170 by fleet. Worst case per month: $60 by roles."
-        " In shadow, so no cap: fleet $1/12h, watched $1/12h."
+        "2 to create. Worst case:\n    per day: $5 by roles, $170 by fleet\n    per month: $60 by roles\n"
+        "  In shadow, so no cap: fleet $1/12h, watched $1/12h."
     )
 
 
-def test_a_sum_per_day_names_the_roles_that_it_leaves_out():
+def test_where_periods_differ_each_has_a_line_with_the_roles_it_is_of():
     two = [AgentRole("a", models=["m"], budget="$5/day"), AgentRole("b", models=["m"], budget="$60/month")]
     made = plan(crew(roles=two, models=[], budget=None), EMPTY, ())
-    assert summary(made) == (
-        "3 to create. Worst case per day: $5 by roles other than b. Worst case per month: $60 by roles other than a."
-    )
+    assert summary(made) == "3 to create. Worst case:\n    per day: $5 by a\n    per month: $60 by b"
 
 
 def test_budgets_and_limits_on_the_wire():
@@ -251,10 +249,12 @@ def test_another_period_or_time_zone_starts_its_count_at_nothing_and_the_plan_sa
         live = live_of(crew(roles=had, models=[]))
         return by_name(plan(crew(roles=wants, models=[]), live, (stored("writer"),)))["writer"].note
 
-    said = "a new count starts for"
-    assert notes("$5/day", "$30/week") == f"{said} $30/week"
-    assert notes("$5/day", Budget("$5/day", tz="Asia/Kathmandu")) == f"{said} $5/day (Asia/Kathmandu)"
-    assert notes("$5/day", ["$5/day", "$60/month"]) == f"{said} $60/month"
+    def said(text):
+        return f"another count for {text}: a new one, or the one it had"
+
+    assert notes("$5/day", "$30/week") == said("$30/week")
+    assert notes("$5/day", Budget("$5/day", tz="Asia/Kathmandu")) == said("$5/day (Asia/Kathmandu)")
+    assert notes("$5/day", ["$5/day", "$60/month"]) == said("$60/month")
     assert notes("$5/day", ["$6/day"]) is None
     assert notes("$5/day", Budget("$5/day", mode="shadow")) is None
     assert notes("$5/30d", "$5/month") is None

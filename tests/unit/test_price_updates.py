@@ -81,10 +81,10 @@ def test_a_table_is_read_exactly():
         (b"\xff\xfe", "The table is not JSON"),
         (b"[" * 100_000, "The table is not JSON"),
         (b"{}", "must be a list of providers"),
-        (b"[]", "must be a list of providers"),
         (b"[3]", "provider 1: must be an object (got '3')"),
         (b'[{"models": []}]', "provider 1, id: must be a text"),
         (table(), "The table has no model"),
+        (b"[]", "The table is an empty list"),
         (b'[{"id": "a", "models": 3}]', "a, models: must be a list"),
         (table(3), "openai, model 1: must be an object"),
         (table({"prices": {}}), "openai, model 1, id: must be a text"),
@@ -158,7 +158,7 @@ def test_prices_a_thousand_times_off_are_refused(former, new, fine):
 async def test_a_given_table_counts_at_once_and_after_a_restart(tmp_path):
     prices = book()
     former = prices.price("openai", "gpt-4o")
-    version = await updates(tmp_path, prices).give(table(model()), source="file t.json")
+    version = await updates(tmp_path, prices).give(table(model()), source="file t.json", force=True)
     found = prices.price("openai", "m")
     assert found.version == version
     assert (found.input, found.output) == (10**9, 2_500_000_000)
@@ -176,11 +176,11 @@ async def test_a_given_table_counts_at_once_and_after_a_restart(tmp_path):
     assert not await later.refresh(), "nothing new is there"
 
 
-async def test_the_version_names_package_hash_and_date(tmp_path):
-    version = await updates(tmp_path).give(table(model()), source="t")
-    name, _, digest, day = version.split()
-    assert (name, day, len(digest)) == ("genai-prices", "2026-11-24", 12)
-    other = await updates(tmp_path).give(table(model("n")), source="t")
+async def test_the_version_names_what_was_given_hash_and_date(tmp_path):
+    version = await updates(tmp_path).give(table(model()), source="t", force=True)
+    name, source, digest, day = version.split()
+    assert (name, source, day, len(digest)) == ("given", "t", "2026-11-24", 12)
+    other = await updates(tmp_path).give(table(model("n")), source="t", force=True)
     assert other.split()[2] != digest
 
 
@@ -188,7 +188,7 @@ async def test_the_version_names_package_hash_and_date(tmp_path):
 async def test_a_bad_table_changes_nothing(tmp_path, force):
     prices = book()
     changing = updates(tmp_path, prices)
-    await changing.give(table(model()), source="t")
+    await changing.give(table(model()), source="t", force=True)
     kept, found = (tmp_path / "prices.json").read_bytes(), prices.price("openai", "m")
     with pytest.raises(PriceTableError):
         await changing.give(table(model(), model("n", input_mtok=-1)), source="t", force=force)
@@ -198,17 +198,31 @@ async def test_a_bad_table_changes_nothing(tmp_path, force):
 
 async def test_a_price_a_thousand_times_off_needs_force(tmp_path):
     changing = updates(tmp_path)
-    await changing.give(table(model()), source="t")
+    await changing.give(table(model()), source="t", force=True)
     with pytest.raises(PriceTableError, match="force"):
         await changing.give(table(model(input_mtok=5000)), source="t")
     await changing.give(table(model(input_mtok=5000)), source="t", force=True)
+
+
+async def test_a_table_that_lacks_models_of_the_former_one_needs_force(tmp_path):
+    prices = book()
+    changing = updates(tmp_path, prices)
+    with pytest.raises(PriceTableError, match=r"\d+ models disappear, e\.g\. .+ with `force`"):
+        await changing.give(table(model()), source="t")
+    assert prices.price("openai", "gpt-4o") is not None
+    await changing.give(table(model(), model("n")), source="t", force=True)
+    with pytest.raises(PriceTableError, match="1 model disappears: openai/n"):
+        await changing.give(table(model()), source="t")
+    covered = model() | {"match": {"or": [{"equals": "m"}, {"equals": "n"}]}}
+    await changing.give(table(covered), source="t")  # another row has a price for that name
+    assert prices.price("openai", "n") is not None
 
 
 async def test_a_table_that_cannot_be_kept_does_not_count(tmp_path):
     prices = book()
     changing = PriceUpdates(prices, FilePriceStore(tmp_path / "missing" / "prices.json"))
     with pytest.raises(OSError, match="missing"):
-        await changing.give(table(model()), source="t")
+        await changing.give(table(model()), source="t", force=True)
     assert prices.price("openai", "m") is None
     assert prices.price("openai", "gpt-4o") is not None
 
@@ -217,7 +231,7 @@ async def test_reset_returns_to_the_packages_own_table(tmp_path):
     prices = book()
     own = prices.load().version
     changing = updates(tmp_path, prices)
-    await changing.give(table(model()), source="t")
+    await changing.give(table(model()), source="t", force=True)
     assert await changing.reset() == own
     assert prices.price("openai", "gpt-4o") is not None
     again = book()
@@ -229,7 +243,7 @@ async def test_reset_returns_to_the_packages_own_table(tmp_path):
     "damage", [b"{", b"null", b"\x00" * 50, b'{"source": "t", "given": "2026-11-24T00:00:00Z"}', None]
 )
 async def test_a_damaged_file_is_one_line_in_the_log_and_the_packages_table_counts(tmp_path, damage):
-    await updates(tmp_path).give(table(model()), source="t")
+    await updates(tmp_path).give(table(model()), source="t", force=True)
     path = tmp_path / "prices.json"
     path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
     prices = book()
@@ -239,7 +253,7 @@ async def test_a_damaged_file_is_one_line_in_the_log_and_the_packages_table_coun
         assert not await starting.refresh()
     assert [line["log_level"] for line in lines] == ["error"]
     assert prices.price("openai", "gpt-4o") is not None
-    assert await starting.give(table(model()), source="t"), "a good table mends it"
+    assert await starting.give(table(model()), source="t", force=True), "a good table mends it"
     assert prices.price("openai", "m") is not None
 
 
@@ -277,7 +291,7 @@ async def test_gateways_that_share_a_store_share_the_table():
     here, there = book(), book()
     giving, following = (PriceUpdates(one, DocumentPriceStore(shared)) for one in (here, there))
     assert not await following.refresh()
-    await giving.give(table(model()), source="t")
+    await giving.give(table(model()), source="t", force=True)
     assert await following.refresh()
     assert there.price("openai", "m") == here.price("openai", "m")
     await giving.reset()
@@ -291,7 +305,7 @@ async def test_look_ups_never_see_half_a_table(tmp_path):
     changing = updates(tmp_path, prices)
     wanted = {(10**9, 2 * 10**9), (3 * 10**9, 4 * 10**9)}
     tables = [table(model(input_mtok=i, output_mtok=o)) for i, o in ((1, 2), (3, 4))]
-    await changing.give(tables[0], source="t")
+    await changing.give(tables[0], source="t", force=True)
     seen, done = set(), threading.Event()
 
     def look():
@@ -341,6 +355,7 @@ async def test_a_fetched_table_counts(tmp_path, site):
     assert await updates(tmp_path, prices, update_url=site.url).fetch()
     assert prices.price("openai", "m") is not None
     assert prices.load().source == "update"
+    assert prices.load().version.startswith("genai-prices ")
 
 
 @pytest.mark.parametrize("answer", [(500, b""), (302, b""), (200, b"<html>"), (200, table(model(input_mtok=-1)))])
@@ -361,7 +376,7 @@ async def test_a_table_without_end_is_not_read(site, monkeypatch):
         await fetch_table(site.url)
 
 
-async def test_the_table_is_fetched_once_a_day_and_an_hour_after_a_failure(tmp_path, site, monkeypatch):
+async def test_the_table_is_fetched_once_a_day_and_an_hour_after_a_failure(tmp_path, site):
     """The loop runs on a clock of its own: each look moves it on by half an hour."""
     times = [NOON]
     site.answers = [(500, b""), (200, table(model()))]
@@ -374,8 +389,7 @@ async def test_the_table_is_fetched_once_a_day_and_an_hour_after_a_failure(tmp_p
         if next(turns, None) is None:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr(priceupdates.asyncio, "sleep", half_an_hour)
-    keeping = updates(tmp_path, PriceBook(now=lambda: times[0]), update_url=site.url)
+    keeping = updates(tmp_path, PriceBook(now=lambda: times[0]), update_url=site.url, sleep=half_an_hour)
     with structlog.testing.capture_logs(), pytest.raises(asyncio.CancelledError):
         await keeping.keep_current(daily=True)
     first_seen = [asked.index(count) for count in (1, 2, 3)]

@@ -219,6 +219,14 @@ def test_destroy_removes_what_provision_made(terminal):
         terminal.run("keys", "export", "crew")
 
 
+def test_export_names_the_gateways_that_it_has_a_key_for(terminal):
+    terminal.run("provision", terminal.fleet, "--yes")
+    with pytest.raises(ProvisionError, match=f"It has one for {terminal.url}: name the gateway with --gateway"):
+        terminal.run("keys", "export", "crew", "--role", "writer", "--gateway", "http://127.0.0.1:9")
+    with pytest.raises(ProvisionError, match="`nemo-agents provision` first"):
+        terminal.run("keys", "export", "crew", "--role", "nobody", "--gateway", "http://127.0.0.1:9")
+
+
 def test_a_fleet_and_a_role_that_are_not_there_are_an_error(terminal):
     terminal.run("provision", terminal.fleet, "--yes")
     with pytest.raises(ProvisionError, match=f"there is no fleet nope at {terminal.url}"):

@@ -50,6 +50,19 @@ def test_a_limit_in_mode_shadow_is_told_only_where_there_is_no_other():
     assert (told["x-ratelimit-remaining-tokens"], told["x-ratelimit-limit-tokens"]) == ("0", "5")
 
 
+def test_a_limit_of_one_model_is_told_as_its_role_s():
+    scope = RateScope(kind="model", id="g_1/openai/gpt-4o", name="researcher, openai/gpt-4o", rpm=3, max_parallel=1)
+    refusal, _ = judge("rpm", [scope], [Wait(2_000_000)], weight=1)
+    assert refusal is not None
+    assert refusal.message == (
+        "Role researcher has used its limit of 3 requests per minute for openai/gpt-4o (rpm). Retry in 2 s."
+    )
+    assert refusal.scope == "model"
+    refusal, _ = judge_parallel([scope], [1])
+    assert refusal is not None
+    assert refusal.message.startswith("Role researcher has its limit of 1 calls in flight for openai/gpt-4o (max_")
+
+
 def test_no_limit_no_header():
     assert rate_headers([]) == {}
     assert set(rate_headers([requests(1)])) == {name for name in SIX if "requests" in name} | {

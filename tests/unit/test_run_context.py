@@ -443,6 +443,23 @@ def test_a_stop_says_whether_calls_ran_out_or_someone_stopped_it(fleet, limit, k
     assert run.stopped_by.kind == kind
 
 
+def test_a_loop_that_is_refused_stops_the_run(fleet, gateway):
+    loop = RateLimited("again", facts=ErrorFacts(status=429, code="loop_detected", scope="run", limit="loop"))
+    with fleet.run("r") as run:
+        run.saw(Answer(sent=run.sends(), error=loop))
+        raise loop
+    assert run.state == "stopped"
+    assert run.stopped_by is not None
+    assert (run.stopped_by.kind, run.stopped_by.limit) == ("loop", "loop")
+    assert gateway.ends[0]["state"] == "stopped"
+
+
+def test_a_rate_that_is_used_up_stops_no_run(fleet):
+    with pytest.raises(RateLimited), fleet.run("r") as run:
+        raise RateLimited("slow", facts=ErrorFacts(status=429, code="rate_limit_exceeded", limit="rpm"))
+    assert run.state == "failed"
+
+
 async def test_a_cancelled_run_is_cancelled(fleet, gateway):
     entered = asyncio.Event()
     runs = []

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from nemo_agents.gateway.streaming import Meter
 from nemo_agents.policy.pricing import TEXT_ONLY, Price, ServiceTier, cost_nanos, upper_bound_nanos
-from nemo_agents.policy.settlement import output_nanos_per_mtok, settle_cut
+from nemo_agents.policy.settlement import output_nanos_per_mtok, settle_broken, settle_cut
 from nemo_agents.policy.stream import StreamTally
 from nemo_agents.policy.usage import Usage
 
 PRICE = Price(input=10**9, cached_input=10**9, cache_write=10**9, output=2 * 10**9, version="v")
+
+DONE = "[DONE]"
 
 
 def piece(text="word", **delta):
@@ -80,6 +82,95 @@ def test_a_cheaper_service_tier_that_was_asked_for_is_counted_at_its_price():
     assert output_nanos_per_mtok(price, replace(TEXT_ONLY, service_tier="flex")) == 10**9
 
 
-def test_a_cut_is_charged_at_the_hold_or_what_was_counted_beyond_it():
-    assert settle_cut(counted_nanos=90, hold_nanos=100).amount_nanos == 100
-    assert settle_cut(counted_nanos=101, hold_nanos=100).amount_nanos == 101
+@pytest.mark.parametrize(
+    ("counted", "told", "amount"),
+    [(90, None, 100), (101, None, 101), (101, 30, 101), (101, 130, 130), (90, 99, 100), (101, 10**18 + 1, 101)],
+)
+def test_a_cut_is_charged_at_the_most_of_its_hold_what_was_counted_and_what_it_said(counted, told, amount):
+    assert settle_cut(counted_nanos=counted, told_nanos=told, hold_nanos=100).amount_nanos == amount
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (None, ("expire", 100)),
+        (3, ("expire", 100)),
+        (100, ("expire", 100)),
+        (101, ("post", 101)),
+        (2 * 10**18, ("expire", 100)),
+    ],
+)
+def test_a_broken_answer_is_charged_at_its_hold_or_at_more_that_it_said_already(told, expected):
+    settled = settle_broken(told_nanos=told, hold_nanos=100)
+    assert (settled.kind, settled.amount_nanos) == expected
+
+
+# --- the end of a stream --------------------------------------------------------------------------------------------
+SPENT = {"prompt_tokens": 1, "completion_tokens": 2}
+STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+STOP_1 = {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}
+LAST = {"choices": [], "usage": SPENT}
+
+
+def with_usage(chunk):
+    return {**chunk, "usage": SPENT}
+
+
+@pytest.mark.parametrize(
+    ("answers", "chunks", "ended", "whole"),
+    [
+        (1, [piece(), STOP, LAST, DONE], True, True),
+        (1, [piece(), STOP, LAST], True, True),
+        (1, [piece(), LAST], True, True),  # it says no finish reason; the chunk of usage comes at the end alone
+        (1, [piece(), with_usage(STOP)], True, True),
+        (1, [with_usage(piece()), STOP, DONE], True, True),
+        (1, [piece(), STOP, DONE], True, False),
+        (1, [piece(), DONE], True, False),
+        (1, [piece(), STOP], True, False),
+        (1, [DONE], True, False),
+        (1, [LAST, DONE], True, True),  # an answer without any text
+        (1, [], False, False),
+        (1, [piece()], False, False),
+        (1, [with_usage(piece())], False, False),
+        (1, [with_usage(piece()), with_usage(piece())], False, False),
+        (1, [LAST], False, False),  # before any choice: the head of a stream
+        (1, [LAST, piece()], False, False),
+        (1, [LAST, piece(), STOP, DONE], True, False),  # what came after it is not in it
+        (1, [piece(), LAST, piece()], False, False),
+        (1, [with_usage(STOP), piece()], False, False),  # a choice that goes on has not finished
+        (1, [with_usage({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": ""}]})], False, False),
+        (2, [with_usage(piece()), with_usage(STOP)], False, False),  # the second choice has not begun
+        (2, [STOP, with_usage(STOP_1)], True, True),
+        (2, [with_usage(STOP), STOP_1], True, False),
+        (2, [with_usage(STOP), STOP_1, DONE], True, True),
+        (1, [piece(), STOP, LAST, {"error": "no"}, DONE], False, False),
+    ],
+)
+def test_usage_is_the_last_when_the_end_was_seen_and_nothing_came_after_it(answers, chunks, ended, whole):
+    tally = StreamTally(hide_usage=True, answers=answers)
+    for chunk in chunks:
+        if chunk == DONE:
+            tally.done()
+        else:
+            tally.see(chunk)
+    assert (tally.ended, tally.last_usage) == (ended, SPENT if whole else None)
+
+
+@pytest.mark.parametrize(
+    ("answers", "chunks", "finished"),
+    [
+        (1, [piece()], False),
+        (1, [STOP], True),
+        (1, [{"choices": [{"index": 0, "delta": {}, "finish_reason": ""}]}], False),
+        (2, [STOP], False),
+        (2, [STOP, piece(), STOP_1], False),
+        (2, [STOP, STOP_1], True),
+        (1, [STOP, STOP_1], True),
+        (1, [STOP, {"choices": [{"index": 7, "delta": {"content": "x"}}]}], False),
+    ],
+)
+def test_a_stream_has_finished_when_every_choice_has(answers, chunks, finished):
+    tally = StreamTally(hide_usage=True, answers=answers)
+    for chunk in chunks:
+        tally.see(chunk)
+    assert tally.finished is finished

@@ -5,12 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
+from redis.asyncio.connection import parse_url
 
 from nemo_agents.errors import SettingsError
-from nemo_agents.gateway.addresses import password_of, with_password
+from nemo_agents.gateway.addresses import PASSWORD_OF, password_of, with_password
+from nemo_agents.gateway.rim import SystemClock
 from nemo_agents.gateway.settings import Settings, load_settings
+from nemo_agents.gateway.shared import open_limiter, open_store
 
 
 def test_a_missing_file_gives_the_defaults(tmp_path):
@@ -85,7 +92,7 @@ QUOTED = "s3cr3t%2F%40%3A%25%3F"
             f"postgresql://nemo@db/nemo?password={QUOTED}&connect_timeout=3",
             "postgresql://nemo@db/nemo?connect_timeout=3",
         ),
-        ("database", f"postgresql:///nemo?host=/run/pg&password={QUOTED}", "postgresql:///nemo?host=%2Frun%2Fpg"),
+        ("database", f"postgresql:///nemo?host=/run/pg&password={QUOTED}", "postgresql:///nemo?host=/run/pg"),
         ("cache", f"redis://:{QUOTED}@cache:6379/1", "redis://cache:6379/1"),
         ("cache", f"rediss://user:{QUOTED}@[::1]:6379", "rediss://user@[::1]:6379"),
     ],
@@ -139,6 +146,86 @@ def test_an_address_that_is_none_is_refused_and_not_repeated(tmp_path, setting, 
     with pytest.raises(SettingsError) as refused:
         load_settings(tmp_path)
     assert "hunter2" not in str(refused.value)
+
+
+ADDRESSES = [
+    ("database", "postgresql://nemo:{}@db:5432/nemo?sslmode=require"),
+    ("database", "postgres://nemo:{}@a:1,[::1]:2/nemo"),
+    ("database", "postgresql://nemo@db/nemo?password={}&connect_timeout=3"),
+    ("database", "postgresql://nemo@db/nemo?connect_timeout=3&sslpassword={}"),
+    ("database", "postgresql:///nemo?host=db&passfile={}"),
+    ("cache", "redis://:{}@cache:6379/1"),
+    ("cache", "rediss://user:{}@[::1]:6379"),
+    ("cache", "rediss://cache/0?ssl_password={}"),
+    ("cache", "valkey://cache/0?db=2&password={}"),
+    ("cache", "unix://:{}@/run/redis.sock?db=2"),
+]
+
+
+def _shown(setting: str, url: str) -> list[str]:
+    """All that a gateway with this address ever says of it; the text of the refusal if it is refused."""
+    try:
+        settings = Settings(home=Path("home"), **{setting: url})
+        store = open_store(settings, {}, SystemClock())
+        limiter = open_limiter(settings, {}, store)
+    except SettingsError as error:
+        return [str(error)]
+    said = [repr(settings), settings.database, settings.cache]
+    return [*said, store._address.label if setting == "database" else str(limiter._link)]
+
+
+REFUSALS = [
+    *(_shown("database", f"postgresql://nemo:{bad}@db/nemo") for bad in ("/", "[")),
+    *(_shown("cache", f"redis://:{bad}@cache/0") for bad in ("/", "[")),
+]
+
+
+@given(st.sampled_from(ADDRESSES), st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1))
+@example(ADDRESSES[0], "pass/word")
+@example(ADDRESSES[0], "pass#word")
+@example(ADDRESSES[0], "pass?word")
+@example(ADDRESSES[0], "1234/word")
+@example(ADDRESSES[0], "1234?word")
+@example(ADDRESSES[0], "1234#word")
+@example(ADDRESSES[2], "pass&word")
+@example(ADDRESSES[2], "pass&word=more")
+@example(ADDRESSES[3], "pass&word=more")
+@example(ADDRESSES[5], "pass/word")
+@example(ADDRESSES[8], "pass#word")
+@example(ADDRESSES[9], "pass/word")
+def test_nothing_that_is_shown_depends_on_the_password_and_a_quoted_one_arrives(address, password):
+    """Not even when a password is written as it is, with characters that end a part of an address."""
+    setting, template = address
+    usual = _shown(setting, template.format("hunter2"))
+    assert "hunter2" not in "".join(usual)
+    quoted = template.format(quote(password, safe=""))
+    assert _shown(setting, quoted) == usual
+    assert _shown(setting, template.format(password)) in [
+        usual,
+        *REFUSALS,
+        _shown(setting, template.format("x&no_such=1")),
+    ]
+    settings = Settings(home=Path("home"), **{setting: quoted})
+    secrets = (getattr(settings, f"{setting}_password"), getattr(settings, f"{setting}_hidden"))
+    read = conninfo_to_dict if setting == "database" else parse_url
+    full = with_password(getattr(settings, setting), *secrets).reveal().replace("valkey:", "redis:")
+    assert password in read(full).values()
+
+
+@pytest.mark.parametrize("password", ["pa/ss", "pa#ss", "pa?ss", "12/34", "12#34", "12?34"])
+@pytest.mark.parametrize(("setting", "template"), [ADDRESSES[0], ADDRESSES[5]])
+def test_a_password_that_must_be_quoted_is_refused_with_the_remedy(tmp_path, setting, template, password):
+    with pytest.raises(SettingsError, match="%2F %23 %3F %40") as refused:
+        Settings(home=tmp_path, **{setting: template.format(password)})
+    assert PASSWORD_OF[setting] in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_webhooks_and_providers_are_not_shown(tmp_path):
+    """A receiver's path and a provider's headers may be secrets."""
+    webhooks = {"ops": {"url": "https://hooks.example/T0/s3cr3t"}}
+    providers = {"corp": {"base_url": "https://llm.example/v1", "headers": {"x-key": "s3cr3t"}}}
+    assert "s3cr3t" not in repr(Settings(home=tmp_path, webhooks=webhooks, providers=providers))
 
 
 WITHOUT_DRIVER = """

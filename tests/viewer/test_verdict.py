@@ -94,7 +94,7 @@ def test_each_scenario_is_told_in_one_sentence(scenario: str, sentence: str) -> 
         ),
         ({"kind": "error", "code": "internal_error"}, "internal_error"),
         (
-            {"kind": "rate", "code": "loop_detected", "scope": "run", "limit": "loop"},
+            {"kind": "loop", "code": "loop_detected", "scope": "run", "limit": "loop"},
             "the same request came again and again, which looks like a loop",
         ),
     ],

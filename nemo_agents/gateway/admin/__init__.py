@@ -13,6 +13,7 @@ from nemo_agents.gateway.admin import events, fleets, keys, observe, prices
 from nemo_agents.gateway.admin.access import AdminRoute, to_starlette
 from nemo_agents.gateway.admin.faults import AdminFault, fault_response
 from nemo_agents.gateway.admin.reading import StoreReader
+from nemo_agents.gateway.limiter.base import LimiterUnavailable
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.viewer.paths import viewer_routes
@@ -62,8 +63,10 @@ class _Viewer:
         )
 
 
-async def _unavailable(request: Request, _error: Exception) -> Response:
-    fault = AdminFault(503, "The gateway's store cannot be used now. Try again shortly.", "service_unavailable")
+async def _unavailable(request: Request, error: Exception) -> Response:
+    rates = isinstance(error.__cause__, LimiterUnavailable)
+    what = "rates cannot be read" if rates else "store cannot be used"
+    fault = AdminFault(503, f"The gateway's {what} now. Try again shortly.", "service_unavailable")
     return await fault_response(request, fault)
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from nemo_agents.admin.wire import EventPage, EventRow
 from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller, caller_of
@@ -51,40 +52,59 @@ async def _stream(gateway: Gateway, request: Request, caller: Caller, fleet: str
     if after is None:  # from now on
         latest = await gateway.store.events(after=_LATEST, limit=1)
         after = latest[-1].seq if latest else 0
-    streams, who = gateway.event_streams, caller.fleet
-    if streams.total() >= _STREAMS_MAX or (who is not None and streams[who] >= _STREAMS_PER_FLEET_MAX):
+    who = caller.fleet or ""  # whose key asks, not what it asks about: nobody uses up another's streams
+    streams = gateway.event_streams
+    if streams.total() >= _STREAMS_MAX or (who and streams[who] >= _STREAMS_PER_FLEET_MAX):
         raise AdminFault(429, "Too many streams of events are open; read pages of /nemo/events.", "rate_limit_error")
-    return StreamingResponse(
-        _sse(gateway, request, fleet, after),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-content-type-options": "nosniff", "x-accel-buffering": "no"},
-    )
+    streams[who] += 1  # with nothing awaited since the look, so that those who come at once see each other
+    return _Stream(gateway, who, _sse(gateway, request, fleet, after))
+
+
+class _Stream(StreamingResponse):
+    """A stream of events that is counted until it ends, and ends when its client has read nothing for too long."""
+
+    def __init__(self, gateway: Gateway, who: str, events: AsyncIterator[bytes]) -> None:
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._gateway = gateway
+        self._who = who
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - `_sse` looks for its end
+        """Send the stream, and give its place back however that ends."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._gateway.settings.client_timeout_s):
+                await send(message)
+
+        try:
+            with contextlib.suppress(OSError):  # who left, or reads nothing, needs no answer; TimeoutError is one
+                await self.stream_response(send_in_time)
+        finally:
+            streams = self._gateway.event_streams
+            streams[self._who] -= 1
+            if not streams[self._who]:
+                del streams[self._who]
 
 
 async def _sse(gateway: Gateway, request: Request, fleet: str | None, after: int) -> AsyncIterator[bytes]:
     """Yield events as they come, until the client leaves, its key is no longer good, or the gateway stops."""
-    who = fleet or ""
-    gateway.event_streams[who] += 1
     silent = 0
-    try:
-        yield f"retry: {_RETRY_MS}\n\n".encode()
-        while not gateway.stopping.is_set():
-            events = await _since(gateway, after, fleet)
-            silent += 1
-            if events:
-                after, silent = events[-1].seq, 0
-                yield b"".join([_frame(event) for event in events])
-            elif silent >= _HEARTBEAT_POLLS:
-                silent = 0
-                yield b": nothing new\n\n"
-            if len(events) < _PAGE:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await gateway.stopping.wait()
-            if await request.is_disconnected() or not _still_good(gateway, request):
-                return
-    finally:
-        gateway.event_streams[who] -= 1
+    yield f"retry: {_RETRY_MS}\n\n".encode()
+    while not gateway.stopping.is_set():
+        events = await _since(gateway, after, fleet)
+        silent += 1
+        if events:
+            after, silent = events[-1].seq, 0
+            yield b"".join([_frame(event) for event in events])
+        elif silent >= _HEARTBEAT_POLLS:
+            silent = 0
+            yield b": nothing new\n\n"
+        if len(events) < _PAGE:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await gateway.stopping.wait()
+        if await request.is_disconnected() or not _still_good(gateway, request):
+            return
 
 
 async def _since(gateway: Gateway, after: int, fleet: str | None) -> Sequence[EventRow]:

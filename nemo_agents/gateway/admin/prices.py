@@ -75,7 +75,9 @@ def _rows(book: PriceBook, model: str | None) -> list[PriceRow]:
     if not slash:
         provider, rest = book.provider_of(model) or "", model
     price = book.price(provider, rest)  # a name that the table knows by a rule, such as a dated one
-    return [] if price is None else [_row(f"{provider}/{rest}", price)]
+    if price is not None:
+        return [_row(f"{provider}/{rest}", price)]
+    return [] if slash else [_row(name, each) for name, each in book.effective() if name.endswith("/*")]
 
 
 def _row(name: str, price: Price) -> PriceRow:

@@ -10,7 +10,9 @@ import structlog
 
 from nemo_agents.admin.wire import SpikeStatus
 from nemo_agents.gateway.alerts.outlet import History, Outlet
+from nemo_agents.gateway.outages import Outage
 from nemo_agents.gateway.state import Gateway
+from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.policy.alerts import (
     HISTORY_DAYS,
     HOUR_US,
@@ -51,10 +53,14 @@ class Spikes:
 
     async def run(self) -> None:
         """Look once a minute, until cancelled."""
+        outage = Outage(_log, "spend spikes cannot be looked for")
         while self._rule.factor:
             try:
                 await self.look()
-            except Exception:  # noqa: BLE001 - a store that is down now is asked again
+                outage.over()
+            except StoreUnavailable as error:
+                outage.met(error)
+            except Exception:  # noqa: BLE001 - whatever it came upon, the next look must come
                 _log.exception("spend spikes cannot be looked for")
             await self._sleep(EVERY_S)
 

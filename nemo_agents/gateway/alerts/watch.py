@@ -15,8 +15,9 @@ import structlog
 
 from nemo_agents.admin.wire import RunRow
 from nemo_agents.gateway.alerts.outlet import History, Outlet
+from nemo_agents.gateway.outages import Outage
 from nemo_agents.gateway.state import RUN_ALERT_AT, Gateway, Settled
-from nemo_agents.gateway.stores.base import LogFilter
+from nemo_agents.gateway.stores.base import LogFilter, StoreUnavailable
 from nemo_agents.policy.alerts import Owner, budget_event, due, exhausted_by, overrun_event
 from nemo_agents.policy.budgets import BudgetRule, budget_scope
 from nemo_agents.policy.keys import Grant
@@ -97,14 +98,19 @@ class Watch:
 
     async def run(self) -> None:
         """Look at what was touched, until cancelled."""
+        outage = Outage(_log, "budgets cannot be watched")
         while True:
             await self._woken.wait()
             await self._sleep(COLLECT_S)
             self._woken.clear()
             try:
                 await self.look()
-            except Exception:  # noqa: BLE001 - a store that is down now is asked again
-                _log.exception("budgets cannot be watched")
+                outage.over()
+            except Exception as error:  # noqa: BLE001 - whatever it came upon, what was touched is looked at again
+                if isinstance(error, StoreUnavailable):
+                    outage.met(error)
+                else:
+                    _log.exception("budgets cannot be watched")
                 self._woken.set()
                 await self._sleep(RETRY_S)
 

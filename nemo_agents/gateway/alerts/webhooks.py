@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 import httpx
@@ -24,7 +25,7 @@ from nemo_agents.gateway.alerts.destinations import Destination
 from nemo_agents.gateway.alerts.signing import signature_headers
 from nemo_agents.gateway.stores.base import Delivery, Store
 
-__all__ = ["GIVE_UP_US", "Outcome", "Webhooks", "event_body", "make_client", "retry_delay_us", "send"]
+__all__ = ["GIVE_UP_US", "Outcome", "Webhooks", "event_body", "make_client", "retry_after_us", "retry_delay_us", "send"]
 
 GIVE_UP_US: Final = 24 * 3_600_000_000
 """The age of an event at which its delivery is given up."""
@@ -36,14 +37,16 @@ _FIRST_DELAY_US = 5_000_000
 _DELAY_MAX_US = 3_600_000_000
 _BODY_READ_MAX = 16 * 1024
 _GONE = 410
+_DIGITS_MAX = 9
 _log = structlog.get_logger("nemo_agents.gateway")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a try went: `error` None is done; `final` says that no other try is wanted."""
+    """How a try went: `error` None is done; `final` says that no other try is wanted, `wait_us` none before then."""
 
     error: str | None = None
     final: bool = False
+    wait_us: int = 0
 
 
 def retry_delay_us(failures: int, dice: float) -> int:
@@ -53,6 +56,23 @@ def retry_delay_us(failures: int, dice: float) -> int:
     """
     delay = min(_DELAY_MAX_US, _FIRST_DELAY_US * 4 ** min(failures - 1, 10))
     return int(delay * (0.5 + dice))
+
+
+def retry_after_us(text: str, now_us: int) -> int:
+    """Return how long a receiver wants to be left alone, up to an hour; 0 for what is no `Retry-After`.
+
+    It has a number of seconds or a date (RFC 9110, section 10.2.3).
+    """
+    if text.isascii() and text.isdigit():
+        wait_us = int(text[:_DIGITS_MAX]) * 1_000_000
+    else:
+        try:
+            at = parsedate_to_datetime(text)
+        except (ValueError, OverflowError):
+            return 0
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        wait_us = int(at.timestamp() * 1_000_000) - now_us
+    return max(0, min(wait_us, _DELAY_MAX_US))
 
 
 def make_client() -> httpx.AsyncClient:
@@ -86,7 +106,11 @@ async def send(client: httpx.AsyncClient, destination: Destination, event: Event
         return Outcome(error=type(error).__name__)
     if answer.is_success:
         return Outcome()
-    return Outcome(error=f"status {answer.status_code}", final=answer.status_code == _GONE)
+    return Outcome(
+        error=f"status {answer.status_code}",
+        final=answer.status_code == _GONE,
+        wait_us=retry_after_us(answer.headers.get("retry-after", ""), timestamp_s * 1_000_000),
+    )
 
 
 async def _skim(answer: httpx.Response) -> None:
@@ -159,9 +183,12 @@ class Webhooks:
             if len(found) < _CLAIM:
                 return
 
-    async def put_off(self, delivery: Delivery, error: str, failures: int) -> None:
-        """Note that a delivery is to be tried again after so many failures, or that it is too old for that."""
-        retry_us: int | None = self.now_us() + self.delay_us(failures)
+    async def put_off(self, delivery: Delivery, error: str, failures: int, *, wait_us: int = 0) -> None:
+        """Note that a delivery is to be tried again after so many failures, or that it is too old for that.
+
+        `wait_us` is the least that it has to wait.
+        """
+        retry_us: int | None = self.now_us() + max(wait_us, self.delay_us(failures))
         if retry_us is not None and retry_us - delivery.event.at_us > GIVE_UP_US:
             retry_us = None
             self._given_up(delivery, error)
@@ -186,6 +213,7 @@ class _Worker:
         self._queue: asyncio.Queue[tuple[Delivery, int]] = asyncio.Queue(_QUEUE_MAX)
         self._failures = 0  # in a row
         self._rests_until_us = 0
+        self._wanted_until_us = 0  # that is how long the receiver itself wants it to rest
 
     def take(self, delivery: Delivery, *, until_us: int) -> None:
         """Put a delivery in the queue, claimed until then; without room it is dropped, and due again by then."""
@@ -206,7 +234,8 @@ class _Worker:
         if now_us + int(self._destination.timeout_s * 1e6) > until_us:
             return  # it may be another gateway's by the time that this try ends
         if now_us < self._rests_until_us:
-            await webhooks.put_off(delivery, "put off: the receiver fails", max(1, self._failures))
+            why, failures = "put off: the receiver fails", max(1, self._failures)
+            await webhooks.put_off(delivery, why, failures, wait_us=self._wanted_until_us - now_us)
             return
         outcome = await send(webhooks.client, self._destination, delivery.event, timestamp_s=now_us // 1_000_000)
         if outcome.error is None or outcome.final:
@@ -222,8 +251,10 @@ class _Worker:
             attempt=delivery.attempts + 1,
             error=outcome.error,
         )
-        self._rests_until_us = webhooks.now_us() + webhooks.delay_us(self._failures) // 2
-        await webhooks.put_off(delivery, outcome.error, failures)
+        now_us = webhooks.now_us()
+        self._wanted_until_us = now_us + outcome.wait_us
+        self._rests_until_us = max(now_us + webhooks.delay_us(self._failures) // 2, self._wanted_until_us)
+        await webhooks.put_off(delivery, outcome.error, failures, wait_us=outcome.wait_us)
 
 
 def _iso(at_us: int) -> str:

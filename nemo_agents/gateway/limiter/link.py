@@ -1,13 +1,15 @@
 """One connection to Redis or Valkey for all callers: what they ask for while a batch is under way is the next batch.
 
-A script is one command and one answer. A server that is silent for a second (see `patience`) breaks the connection:
-everybody who waits is told so, and from then on everybody at once, until somebody has connected again.
+A script is one command and one answer. A server that is silent for a second (see `patience`) breaks the connection,
+and so does one that says that it cannot serve now, as a primary does that a failover made a replica: everybody who
+waits is told so, and from then on everybody at once, until somebody has connected again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,13 +18,15 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    ClusterDownError,
     InvalidResponse,
     NoPermissionError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -43,6 +47,9 @@ _EVAL: Final = {
     for name, text in SCRIPTS.items()
 }
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss"}
+# Answers of a server that cannot serve now, while another one behind the same address may: a primary that became a
+# replica says READONLY on the old connection for ever. Older servers wrap what a script met in a sentence of their own.
+_NOT_NOW: Final = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING|BUSY|NOREPLICAS|CLUSTERDOWN)\b")
 _log = structlog.get_logger("nemo_agents.gateway")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -106,6 +113,9 @@ class Link:
                 raise NotUsable(_about_access(str(error))) from None
             except ResponseError as error:
                 await self._hang_up()
+                if _is_not_now(error):
+                    self._why = _in_words(error)
+                    raise LimiterUnavailable(f"the rates at {self._shown} cannot be used: {self._why}") from None
                 raise NotUsable(_about_answer(str(error))) from None
             except InvalidResponse:
                 await self._hang_up()
@@ -113,6 +123,8 @@ class Link:
             except (RedisError, OSError, TimeoutError, ValueError) as error:
                 await self._hang_up()
                 self._why = _in_words(error)
+                if isinstance(connection, SSLConnection) and _may_be_no_tls(error):
+                    self._why += "; the address asks for TLS (rediss://), which the server may not speak"
                 raise LimiterUnavailable(f"the rates at {self._shown} cannot be reached: {self._why}") from None
             self._on_server(server)
             self._up = True
@@ -168,19 +180,27 @@ class Link:
                     await self._hang_up()
 
     async def _exchange(self, batch: Sequence[_Asked]) -> None:
-        """Send a batch in one go, and hand out its answers."""
+        """Send a batch in one go, and hand out its answers.
+
+        Raises what ends the connection: also an answer by which another server is to be looked for.
+        """
         connection = self._connection
         if not connection.is_connected:
             raise ConnectionError("the connection is closed")
         await connection.send_packed_command(b"".join([asked.command for asked in batch]), check_health=False)
         again: list[_Asked] = []
+        not_now = ""
         for asked in batch:
             try:
                 self._answer(asked, await self._read())
             except NoScriptError:
                 again.append(asked)  # somebody flushed the scripts: it was not run
             except ResponseError as error:
-                self._fail(asked, str(error).partition(" script:")[0])
+                why = str(error).partition(" script:")[0]
+                self._fail(asked, why)
+                not_now = why if _is_not_now(error) else not_now
+        if not_now:
+            raise ConnectionError(not_now)
         if again:
             await self._leave_scripts()
             await self._exchange(again)
@@ -259,10 +279,25 @@ def _command(script: str, keys: Sequence[str], payload: bytes) -> bytes:
     return b"".join(parts)
 
 
+def _is_not_now(error: ResponseError) -> bool:
+    return isinstance(error, (ReadOnlyError, ClusterDownError)) or _NOT_NOW.search(str(error)) is not None
+
+
 def _in_words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer in time"
     return str(error).strip() or type(error).__name__
+
+
+_AS_WITHOUT_TLS: Final = ("closed", "reset", "EOF", "SSL", "Error connecting")
+"""In the driver's texts; the last one stands alone, without a number, for a server that hung up."""
+
+
+def _may_be_no_tls(error: BaseException) -> bool:
+    """Say whether a connection may have failed as it does where a server takes a TLS greeting for a command."""
+    told = str(error)
+    silent = isinstance(error, TimeoutError) or any(word in told for word in _AS_WITHOUT_TLS)
+    return silent and "certificate" not in told.lower()
 
 
 def _about_access(answer: str) -> str:

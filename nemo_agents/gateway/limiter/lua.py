@@ -39,15 +39,34 @@ end
 """
 
 _WINDOWS = """
-local OWN = OWN_ENTRY_LIMIT_MAX
+local OWN, BLOCK = OWN_ENTRY_LIMIT_MAX, 256
+
+-- Time and weight of the entries first to last of a window (step -1: backwards), one after the other. They are read in
+-- blocks that grow: most who look want the first one, and some want a thousand.
+local function entries(key, first, last, step)
+  local number, size, block, at = first, 1, {}, 0
+  return function()
+    at = at + 1
+    if not block[at] then
+      local numbers = {}
+      while #numbers < size and (last - number) * step >= 0 do
+        numbers[#numbers + 1] = number
+        number = number + step
+      end
+      if #numbers == 0 then return nil end
+      block, at, size = call('HMGET', key, unpack(numbers)), 1, math.min(size * 4, BLOCK)
+    end
+    local _, when, weight = unpack_(block[at])
+    return when, weight
+  end
+end
 
 local function open(key, now, window)
   local m = call('HMGET', key, 'u', 'h', 't', 'n')
   local w = {key = key, used = tonumber(m[1]) or 0, head = tonumber(m[2]) or 1, tail = tonumber(m[3]) or 1}
   w.raw, w.window, w.now = now, window, max(now, tonumber(m[4]) or 0)
   local gone = {}
-  while w.head < w.tail do
-    local _, at, weight = unpack_(call('HGET', key, w.head))
+  for at, weight in entries(key, w.head, w.tail - 1, 1) do
     if at + window > w.now then break end
     w.used = w.used - weight
     gone[#gone + 1] = w.head
@@ -71,8 +90,7 @@ local function check(w, weight, limit)
   if limit < 0 or w.used + weight <= limit then return 0 end
   if weight > limit then return -1 end
   local excess = w.used + weight - limit
-  for n = w.head, w.tail - 1 do
-    local _, at, each = unpack_(call('HGET', w.key, n))
+  for at, each in entries(w.key, w.head, w.tail - 1, 1) do
     excess = excess - each
     if excess <= 0 then return at + w.window - w.raw end
   end
@@ -98,8 +116,7 @@ end
 
 local function reset(w)
   if w.latest then return w.latest + w.window - w.raw end
-  for n = w.tail - 1, w.head, -1 do
-    local _, at, weight = unpack_(call('HGET', w.key, n))
+  for at, weight in entries(w.key, w.tail - 1, w.head, -1) do
     if weight > 0 then return at + w.window - w.raw end
   end
   return 0

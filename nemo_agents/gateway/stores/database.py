@@ -77,6 +77,7 @@ class Dialect:
     errors: tuple[type[Exception], ...]  # all of the driver's own
     is_outage: Callable[[BaseException], bool]  # the database is unavailable, rather than a statement wrong
     may_retry: Callable[[BaseException], bool]  # nothing was written, and another try may well succeed
+    too_slow: Callable[[BaseException], bool]  # nothing was written, for it took too long: less may go through
     refused: Callable[[Exception], str | None]  # in words, that a record breaks a rule of its table; else None
 
 

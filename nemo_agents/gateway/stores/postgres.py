@@ -7,7 +7,6 @@ of others. What makes it exact with many of them is in `stores.postgres_books`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import psycopg
+import structlog
 
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.stores import postgres_migrate, reader_ledger, writer_reports
@@ -32,10 +32,12 @@ __all__ = ["PostgresStore"]
 
 _TURN_S: Final = 10.0
 """How long a change by another gateway is waited for, and how long one may take before others go on."""
+_READ_S: Final = 30.0
+"""How long one who reads may be silent within a transaction: nobody waits for it, and contents take time to unpack."""
 _AUDIT_S: Final = 1800.0
 """How long an audit of a large ledger may take."""
 _READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger("nemo_agents.gateway")
 
 
 def _wall_clock_us() -> int:
@@ -68,11 +70,14 @@ class PostgresStore(SqlStore):
                 "write postgresql://user@host:port/database."
             ) from None
         writer = Writer(self._open_books, POSTGRES, waiting_max=waiting_max)
-        readers = Readers(lambda: PostgresDatabase(self._address.connect()), POSTGRES, begin=_READ)
+        readers = Readers(lambda: PostgresDatabase(self._address.connect(idle_s=_READ_S)), POSTGRES, begin=_READ)
         super().__init__(writer, readers, clock)
         self._turn = _Turn(self._address)
         self._auditor = Readers(
-            lambda: PostgresDatabase(self._address.connect(statement_s=_AUDIT_S)), POSTGRES, begin=_READ, threads=1
+            lambda: PostgresDatabase(self._address.connect(idle_s=_READ_S, statement_s=_AUDIT_S)),
+            POSTGRES,
+            begin=_READ,
+            threads=1,
         )
 
     def _open_books(self) -> PostgresBooks:
@@ -111,14 +116,25 @@ class PostgresStore(SqlStore):
 
     # --- one operation for each shard -----------------------------------------------------------------------
     async def sweep(self, now_us: int) -> int:
-        """Expire open holds past their time, whoever took them; return how many. Silent runs are marked as lost."""
-        expired = 0
+        """Expire open holds past their time, whoever took them; return how many. Silent runs are marked as lost.
+
+        A fleet that cannot be swept keeps no other from it; what was wrong with the first such is raised in the end.
+        """
+        expired, faults = 0, list[Exception]()
         for fleet in await self._read(partial(_fleets_with_due_holds, now_us=now_us)):
-            expired += await self._expire(due_us=now_us, fleet=fleet)
+            try:
+                expired += await self._expire(due_us=now_us, fleet=fleet)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other fleets are swept as well
+                faults.append(_of_fleet(error, fleet))
         before_us = now_us - LOST_AFTER_US
         for fleet in await self._read(partial(_fleets_with_silent_runs, before_us=before_us)):
             give_up = partial(writer_reports.give_up_silent_runs, before_us=before_us, fleet=fleet)
-            await self._writer.do(give_up, Touches(fleet=fleet))
+            try:
+                await self._writer.do(give_up, Touches(fleet=fleet))
+            except Exception as error:  # noqa: BLE001 - likewise
+                faults.append(_of_fleet(error, fleet))
+        if faults:
+            raise faults[0]
         return expired
 
     async def stop_run(self, fleet: str | None, run_id: str, now_us: int) -> bool:
@@ -222,13 +238,18 @@ class _Turn:
         try:
             self._connection.execute("ROLLBACK")
         except psycopg.Error as error:
-            _log.warning("a change took so long that the database gave the turn to others: %s", error)
+            _log.warning("a change lost its turn", error=self._address.hide(str(error)), after_s=_TURN_S)
             self._drop()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _of_fleet(error: Exception, fleet: str) -> Exception:
+    error.add_note(f"while the fleet {fleet!r} was swept")
+    return error
 
 
 def _fleets_with_due_holds(db: Database, now_us: int) -> list[str]:

@@ -10,7 +10,8 @@ gateway may write next.
 **The guard.** Under the lock, and with a lock on their rows, balances are known exactly, so that each hold of a batch
 is decided from memory, in order. What they come to is written once per balance, and only if the row still says what
 was read (`… WHERE id=? AND posted_nanos=? AND held_nanos=?`); else the whole transaction is taken back and done again.
-So no limit is passed even where the shards are wrong, as when a key has just moved to another fleet.
+So no limit is passed even where the shards are wrong, as when a key has just moved to another fleet. A balance that
+is new is inserted last of all, and written right behind that; until then only memory knows of it.
 
 **A COMMIT without an answer.** The connection may be lost after the COMMIT was sent, and nobody knows whether it was
 done. Then:
@@ -106,7 +107,8 @@ class PostgresLedger(LedgerWriter):
         self._as_read: dict[int, tuple[int, int]] = {}
         self._changed: set[int] = set()
         self._moves: dict[int, list[int]] = {}  # of balances that were not read
-        db.before_reading = self.save
+        self._new: set[int] = set()  # whose rows are inserted at the end of the transaction
+        db.before_sending = self.save
 
     def forget(self) -> None:
         """Drop what is known of balances."""
@@ -114,6 +116,7 @@ class PostgresLedger(LedgerWriter):
         self._as_read.clear()
         self._changed.clear()
         self._moves.clear()
+        self._new.clear()
 
     def remember(self, key: tuple[str, str, str], kept: KeptBalance) -> None:
         """Note a balance as it was read."""
@@ -124,9 +127,10 @@ class PostgresLedger(LedgerWriter):
         if key not in self._kept:
             self._keep(key, self._new_balance(key))
 
-    def save(self) -> None:
-        """Write what balances have come to."""
-        changed, self._changed = sorted(self._changed), set()
+    def save(self, last: bool) -> None:  # noqa: FBT001 - as `before_sending` calls it
+        """Write what balances have come to; those that are not inserted before the `last` time, then."""
+        later = set() if last else self._changed & self._new
+        changed, self._changed = sorted(self._changed - later), later
         for balance_id in changed:
             kept, before = self._kept_by_id[balance_id], self._as_read[balance_id]
             self._as_read[balance_id] = after = (kept.posted_nanos, kept.held_nanos)
@@ -171,6 +175,7 @@ class PostgresLedger(LedgerWriter):
     def _new_balance(self, key: tuple[str, str, str]) -> KeptBalance:
         number = self._numbers.take()
         self._db.later(_NEW_BALANCE, (number, *key))
+        self._new.add(number)
         return KeptBalance(number, 0, 0)
 
 

@@ -24,7 +24,7 @@ from psycopg.types.string import StrDumperUnknown
 from nemo_agents.gateway.stores.database import CommitUnknown, Cursor, Dialect, Parameters
 from nemo_agents.secret import Secret
 
-__all__ = ["POSTGRES", "Address", "Drift", "PostgresDatabase", "translate"]
+__all__ = ["POSTGRES", "Address", "Conflict", "PostgresDatabase", "translate"]
 
 CONNECT_S: Final = 2
 LOCK_S: Final = 3.0
@@ -39,10 +39,11 @@ ANSWER_S: Final = 6.0
 _OUTAGE_CLASSES: Final = frozenset({"08", "28", "53", "57", "58", "F0", "XX"})
 _OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "3D000", "55P03"})
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
+_SLOW: Final = frozenset({"57014", "25P03"})  # a statement that took too long, or what came before one
 _LOST: Final = frozenset({"57P01", "57P02", "57P05", "25P03"})  # the server ended the connection, and may take another
 
 
-class Drift(Exception):  # noqa: N818 - a condition
+class Conflict(Exception):  # noqa: N818 - a condition
     """What the transaction had read was changed by somebody else who did not take its lock; it was taken back."""
 
 
@@ -72,6 +73,9 @@ class Address:
             "keepalives_interval": 1,
             "keepalives_count": 3,
             "tcp_user_timeout": int(ANSWER_S * 1000),
+            # Of several hosts, the one that can write: after a fail-over the first may lead to a standby. Readers
+            # want it as well, since a standby may not have yet what its client has just written.
+            "target_session_attrs": "read-write",
             **parts,
             "client_encoding": "UTF8",
         }
@@ -152,6 +156,7 @@ _INSERT: Final = re.compile(r"INSERT INTO (\w+)\(([^)]*)\) VALUES \([?, ]*\)(?P<
 _UPDATE: Final = re.compile(r"UPDATE (\w+) SET (.*) WHERE (.*)$")
 _ASSIGNMENT: Final = re.compile(r",\s*(?=\w+\s*=)")
 _SHARED: Final = " ON CONFLICT DO NOTHING"
+_BIG_BYTES: Final = 1 << 18
 Types = dict[tuple[str, str], str]
 
 
@@ -177,7 +182,7 @@ class PostgresDatabase:
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self.connection = connection
-        self.before_reading: Callable[[], None] | None = None  # puts off what is put off elsewhere
+        self.before_sending: Callable[[bool], None] | None = None  # puts off what is put off elsewhere; is it the last?
         self._inserts: dict[str, list[Sequence[Any]]] = {}
         self._updates: dict[str, _Rows] = {}
         self._touched: set[tuple[Any, ...]] = set()
@@ -236,20 +241,22 @@ class PostgresDatabase:
         try:
             done = self.connection.execute("COMMIT", prepare=False).statusmessage
         except psycopg.Error as error:
-            if self.connection.closed:
+            # Also where the connection is still there: a pooler between us and the server that loses it says so in an
+            # error of its own, and a server that is told to stop may have committed before it obeyed.
+            if self.connection.closed or _is_outage(error):
                 raise CommitUnknown(str(error)) from error
             raise
         if done != "COMMIT":  # what PostgreSQL answers when there was an error before
-            raise Drift(f"the transaction was taken back: {done}")
+            raise Conflict(f"the transaction was taken back: {done}")
 
     def flush(self, *, last: bool = False) -> None:
         """Send what was put off.
 
         Rows that other transactions may insert as well are sent at the end alone, in the order of their keys: so no
-        two transactions wait for each other.
+        two transactions wait for each other. What is to change such a row comes behind it (see `before_sending`).
         """
-        if self.before_reading is not None:
-            self.before_reading()
+        if self.before_sending is not None:
+            self.before_sending(last)
         if not self._inserts and not self._updates:
             return
         inserts = {key: rows for key, rows in self._inserts.items() if last or not key.endswith(_SHARED)}
@@ -262,14 +269,15 @@ class PostgresDatabase:
         checks: list[tuple[str, int, psycopg.Cursor[Any]]] = []
         with self.connection.pipeline():
             for statement, rows in inserts.items():
-                self._send(statement, sorted(rows, key=_first) if statement.endswith(_SHARED) else rows)
+                for some in _portions(sorted(rows, key=_first) if statement.endswith(_SHARED) else rows):
+                    self._send(statement, some)
             for statement, put_off in updates.items():
                 cursor = self._send(statement, put_off.rows)
                 if put_off.likely is not None:
                     checks.append((statement, put_off.likely, cursor))
         for statement, likely, cursor in checks:
             if cursor.rowcount != likely:
-                raise Drift(f"{cursor.rowcount} rows instead of {likely}: {statement}")
+                raise Conflict(f"{cursor.rowcount} rows instead of {likely}: {statement}")
 
     def _put_off(self, statement: str, parameters: Sequence[Any]) -> _Rows:
         table, marks = _key_of(statement)
@@ -318,6 +326,19 @@ _keys: dict[str, tuple[str, int]] = {}
 
 def _first(row: Sequence[Any]) -> Any:
     return row[0]
+
+
+def _portions(rows: list[Sequence[Any]]) -> list[list[Sequence[Any]]]:
+    """Return rows in their order, each big one for itself: it goes as it is, and not as text within a text."""
+    if not any(isinstance(value, bytes) for value in rows[0]):
+        return [rows]
+    portions: list[list[Sequence[Any]]] = [[]]
+    for row in rows:
+        if any(isinstance(value, bytes) and len(value) > _BIG_BYTES for value in row):
+            portions += [[row], []]
+        else:
+            portions[-1].append(row)
+    return [some for some in portions if some]
 
 
 def _insert_of_many(statement: str, types: Types) -> tuple[str, list[str]]:
@@ -388,7 +409,7 @@ def _is_outage(error: BaseException) -> bool:
 
 
 def _may_retry(error: BaseException) -> bool:
-    if isinstance(error, Drift):
+    if isinstance(error, Conflict):
         return True
     if isinstance(error, NotConnected) or not isinstance(error, psycopg.Error):
         return False
@@ -410,4 +431,10 @@ def _refused(error: Exception) -> str | None:
     return f"{error.diag.message_primary} ({columns})"
 
 
-POSTGRES: Final = Dialect(errors=(psycopg.Error, Drift), is_outage=_is_outage, may_retry=_may_retry, refused=_refused)
+def _too_slow(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error) and error.sqlstate in _SLOW
+
+
+POSTGRES: Final = Dialect(
+    errors=(psycopg.Error, Conflict), is_outage=_is_outage, may_retry=_may_retry, too_slow=_too_slow, refused=_refused
+)

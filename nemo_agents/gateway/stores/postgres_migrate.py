@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 import psycopg
 
+from nemo_agents.environment import DATABASE_PASSWORD
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.stores.migrate import HEAD, REVISIONS, alembic_config
 from nemo_agents.gateway.stores.postgres_books import lock_number
@@ -99,4 +100,5 @@ def _upgrade(address: Address) -> None:
 
 def _refuse(address: Address, error: Exception) -> NoReturn:
     reason = address.hide(str(error))
-    raise SettingsError(f"{address.label} cannot be used as the gateway's database: {reason}.") from None
+    remedy = f" Set the right one in {DATABASE_PASSWORD}." if "password" in reason else ""
+    raise SettingsError(f"{address.label} cannot be used as the gateway's database: {reason}.{remedy}") from None

@@ -29,6 +29,8 @@ _ATTEMPTS = (
     " FROM attempts WHERE run = :run"
 )
 _CHUNK = 500
+_UPLOAD_US = 600_000_000
+"""How long before its first attempt a request may have begun, and still be found by when it was admitted."""
 
 
 def read_calls(db: Database, where: LogFilter, *, before: str | None, limit: int) -> LogPage:
@@ -94,15 +96,26 @@ def read_recent_use(db: Database, since_us: int) -> list[RecentUse]:
 
     Admission asks for shape, grouping, model and tools first and for the requests of the minute then, and
     counts a request there even if something later refuses it. What was refused before is told by its code, or by
-    having no model yet; bad grouping alone cannot be told from later faults of a request, and is counted.
+    having no model yet; bad grouping alone cannot be told from later faults of a request, and is counted. What the
+    gateway refused because its own store or limiter was away uses up nobody's rates.
+
+    Admission comes after the upload, and right before the first attempt: that says when, where there is one.
     """
     rows = db.execute(
-        "SELECT c.grant_id, r.fleet, c.started_us, coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0),"
-        " c.model_asked FROM calls c JOIN runs r ON r.run = c.run WHERE c.started_us >= :since"
+        "SELECT c.grant_id, r.fleet, coalesce(a.started_us, c.started_us) AS at_us,"
+        " coalesce(c.input_tokens, 0) + coalesce(c.output_tokens, 0), c.model_asked"
+        " FROM calls c JOIN runs r ON r.run = c.run LEFT JOIN attempts a ON a.run = c.run AND a.seq = c.seq AND a.n = 1"
+        " WHERE c.started_us >= :upload AND coalesce(a.started_us, c.started_us) >= :since"
         " AND c.grant_id IS NOT NULL"
         " AND (c.attempts > 0 OR (c.model_asked IS NOT NULL AND coalesce(c.limit_name, '') <> 'rpm'"
-        " AND coalesce(c.code, '') NOT IN (:model, :tool))) ORDER BY c.started_us",
-        {"since": since_us, "model": Code.MODEL_NOT_ALLOWED, "tool": Code.TOOL_NOT_ALLOWED},
+        " AND coalesce(c.code, '') NOT IN (:model, :tool, :down))) ORDER BY at_us",
+        {
+            "since": since_us,
+            "upload": since_us - _UPLOAD_US,
+            "model": Code.MODEL_NOT_ALLOWED,
+            "tool": Code.TOOL_NOT_ALLOWED,
+            "down": Code.STORE_UNAVAILABLE,
+        },
     )
     return [
         RecentUse(grant_id=grant_id, fleet=fleet or None, at_us=at_us, tokens=tokens, model=model)

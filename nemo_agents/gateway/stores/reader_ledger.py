@@ -12,6 +12,8 @@ __all__ = ["audit", "read_spend_by_hour"]
 
 _HOUR_US = 3600 * 1_000_000
 
+_GRACE_US = 10_000_000
+"""How long a hold may be past its time and still be as it should: gateways sweep every few seconds."""
 _SHOWN_MAX = 100  # sentences per kind of difference
 
 _BALANCES = """
@@ -34,7 +36,7 @@ WHERE e.kind = 'correct' AND x.hold_id IS NULL LIMIT ?
 """
 _OVERDUE = """
 SELECT c.request_id, a.hold_id, a.held_nanos FROM attempts a JOIN calls c ON c.run = a.run AND c.seq = a.seq
-WHERE a.settled IS NULL AND a.expires_us <= :now LIMIT :max
+WHERE a.settled IS NULL AND a.expires_us <= :due LIMIT :max
 """
 _ATTEMPTS = """
 WITH e(hold_id, request_id, attempt, held, resolved, corrected, cost) AS (
@@ -124,7 +126,7 @@ def _audit_entries(db: Database) -> Iterator[str]:
 
 
 def _audit_attempts(db: Database, now_us: int) -> Iterator[str]:
-    for request_id, hold_id, held in db.execute(_OVERDUE, {"now": now_us, "max": _SHOWN_MAX}):
+    for request_id, hold_id, held in db.execute(_OVERDUE, {"due": now_us - _GRACE_US, "max": _SHOWN_MAX}):
         yield f"Hold {hold_id} of request {request_id} ({format_nanos(held)}) is open past its time."
     for (hold_id,) in db.execute(_ATTEMPTS, (_SHOWN_MAX,)):
         yield f"The attempt of hold {hold_id} does not say what its entries say."

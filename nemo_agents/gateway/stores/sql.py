@@ -35,6 +35,7 @@ from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.reader import Readers
 from nemo_agents.gateway.stores.writer import Writer
 from nemo_agents.gateway.stores.writer_books import Books
+from nemo_agents.gateway.stores.writer_content import Content
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, Held, HoldRefused, RunRefused, Settlement
 from nemo_agents.policy.routing import Deployment
@@ -80,6 +81,7 @@ class SqlStore:
             answer: Held | HoldRefused | RunRefused = await self._writer.do(
                 partial(writer_calls.open_call, call=call, attempt=attempt),
                 Touches(fleet=fleet, run_id=run_id, scopes=attempt.scopes),
+                content=_content(partial(writer_calls.open_call, attempt=attempt), call=call),
                 orphaned=partial(self._take_back, call.request_id, fleet, attempt),
             )
         except BaseException:
@@ -103,13 +105,16 @@ class SqlStore:
         """Queue the end of a call."""
         fleet = self._fleets.pop(end.request_id, None)
         touches = Touches(fleet=fleet, request_id=end.request_id)
-        self._writer.keep(partial(writer_calls.close_call, end=end, attempt=attempt), touches)
+        content = _content(partial(writer_calls.close_call, attempt=attempt), end=end)
+        self._writer.keep(partial(writer_calls.close_call, end=end, attempt=attempt), touches, content=content)
 
     def log_refusal(self, call: CallStart, end: CallEnd) -> None:
         """Queue the record of a call that was refused before it was sent."""
         run_id = call.run_id if call.grouped else None
         touches = Touches(fleet=call.fleet or "", request_id=call.request_id, run_id=run_id)
-        self._writer.keep(partial(writer_calls.log_refusal, call=call, end=end), touches, droppable=True)
+        log = partial(writer_calls.log_refusal, call=call, end=end)
+        content = _content(writer_calls.log_refusal, call=call, end=end)
+        self._writer.keep(log, touches, content=content, droppable=True)
 
     async def room_for_refusal(self) -> None:
         """Return when the store keeps up with the refusals logged before, or cannot write at all."""
@@ -273,3 +278,10 @@ class SqlStore:
         operation = writer_calls.take_back if answer is None else writer_calls.close_call
         touches = Touches(fleet=fleet, request_id=request_id)
         self._writer.keep(partial(operation, end=end, attempt=void), touches)
+
+
+def _content(
+    run: Callable[..., object], *, call: CallStart | None = None, end: CallEnd | None = None
+) -> Content | None:
+    content = Content(run, call=call, end=end)
+    return content if content.messages else None

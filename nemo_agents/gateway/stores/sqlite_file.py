@@ -30,6 +30,7 @@ SQLITE: Final = Dialect(
     errors=(sqlite3.Error,),
     is_outage=_is_outage,
     may_retry=lambda _: False,
+    too_slow=lambda _: False,
     refused=lambda error: str(error) if isinstance(error, sqlite3.IntegrityError) else None,
 )
 

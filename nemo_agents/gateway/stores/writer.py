@@ -22,30 +22,40 @@ A connection that is lost during the COMMIT leaves it open whether that was done
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Final, TypeVar
+
+import structlog
 
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.gateway.stores.database import CommitUnknown, Dialect, Touches
 from nemo_agents.gateway.stores.writer_books import Books
-from nemo_agents.gateway.stores.writer_queue import BATCH_MAX, Backlog, Operation, Room
+from nemo_agents.gateway.stores.writer_content import Content
+from nemo_agents.gateway.stores.writer_queue import BATCH_MAX, CONTENT_MAX_BYTES, Backlog, Operation, Room
 
 __all__ = ["BATCH_MAX", "DROPPABLE_MAX", "RECORDS_MAX", "MaybeWritten", "Writer"]
 
 KEEP_S: Final = 0.005
 """How long a record that nobody waits for may wait for company: a commit costs more than what is in it."""
+RECORDS_KEEP_S: Final = 0.1
+"""The same for records of refused calls, so that a commit of nothing else is rarely what a hold has to wait for."""
 DROPPABLE_MAX: Final = 10_000
 """How many records that may be dropped are kept in memory while the file cannot be written."""
+CONTENT_KEPT_BYTES: Final = 64 << 20
+"""How much content is kept in memory while the file cannot be written."""
+HEAVY_BYTES: Final = 1 << 18
+"""With so much content, a batch may have taken too long because of it; with less, the database is the matter."""
 RECORDS_MAX: Final = 64
 """How many of them wait at a time otherwise: few enough that a batch of nothing else is no long wait for a hold."""
 
+_RECORDS_AT_ONCE: Final = RECORDS_MAX // 4
 _RETRY_S: Final = 0.25
 _T = TypeVar("_T")
 _What = TypeVar("_What")
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger("nemo_agents.gateway")
 
 _TRIES: Final = 4
 _ANY: Final = Touches()
@@ -81,6 +91,7 @@ class Writer:
         self._outbox: list[Operation] = []
         self._hand_over_soon = False
         self._hand_over_later: asyncio.TimerHandle | None = None
+        self._hand_over_records: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         self.last_used: dict[str, int] = {}
 
@@ -104,6 +115,7 @@ class Writer:
         run: Callable[[Books], _T] | None,
         touches: Touches = _ANY,
         *,
+        content: Content | None = None,
         orphaned: Callable[[_T | None], None] | None = None,
         after_all: bool = False,
     ) -> _T:
@@ -118,11 +130,11 @@ class Writer:
             raise StoreUnavailable("the store is closed")
         future: asyncio.Future[Any] = self._loop.create_future()  # of _T: the queue forgets what it carries
         self._room.take()
-        operation = Operation(self._number(), run, touches, future, orphaned, after_all=after_all or run is None)
+        after_all = after_all or run is None
+        operation = Operation(self._number(), run, touches, future, orphaned, content=content, after_all=after_all)
+        _limit_content(operation)
         self._outbox.append(operation)
-        if not self._hand_over_soon:
-            self._hand_over_soon = True
-            self._loop.call_soon(self._hand_over)
+        self._hand_over_at_end_of_turn()
         try:
             result: _T = await future
         except asyncio.CancelledError:
@@ -132,7 +144,14 @@ class Writer:
             raise
         return result
 
-    def keep(self, run: Callable[[Books], object], touches: Touches = _ANY, *, droppable: bool = False) -> None:
+    def keep(
+        self,
+        run: Callable[[Books], object],
+        touches: Touches = _ANY,
+        *,
+        content: Content | None = None,
+        droppable: bool = False,
+    ) -> None:
         """Queue an operation that nobody waits for.
 
         It is never dropped while the process lives, unless it is `droppable`, the file cannot be written and
@@ -141,11 +160,18 @@ class Writer:
         if self._thread is None or self._loop is None:
             _log.error("a record came after the store was closed; open holds expire at the next start")
             return
-        if droppable:
-            self._record_room.take()
-        self._outbox.append(Operation(self._number(), run, touches, droppable=droppable))
-        if self._hand_over_later is None:
-            self._hand_over_later = self._loop.call_later(KEEP_S, self._hand_over_kept)
+        operation = Operation(self._number(), run, touches, content=content, droppable=droppable)
+        _limit_content(operation)
+        self._outbox.append(operation)
+        if not droppable:
+            if self._hand_over_later is None:
+                self._hand_over_later = self._loop.call_later(KEEP_S, self._hand_over_kept)
+            return
+        self._record_room.take()
+        if self._record_room.taken % _RECORDS_AT_ONCE == 0:  # they are company enough for each other
+            self._hand_over_at_end_of_turn()
+        elif self._hand_over_records is None:
+            self._hand_over_records = self._loop.call_later(RECORDS_KEEP_S, self._hand_over)
 
     async def room_for_record(self) -> None:
         """Return when another droppable record may be kept; it is to be kept before anything else is awaited.
@@ -159,12 +185,20 @@ class Writer:
         self._count += 1
         return self._count
 
+    def _hand_over_at_end_of_turn(self) -> None:
+        if not self._hand_over_soon and self._loop is not None:
+            self._hand_over_soon = True
+            self._loop.call_soon(self._hand_over)
+
     def _hand_over_kept(self) -> None:
         self._hand_over_later = None
         self._hand_over()
 
     def _hand_over(self) -> None:
         self._hand_over_soon = False
+        if self._hand_over_records is not None:
+            self._hand_over_records.cancel()
+            self._hand_over_records = None
         if self._outbox:
             operations, self._outbox = self._outbox, []
             self._queue.put(operations)
@@ -221,7 +255,7 @@ class Writer:
                     break
         lost = len(self._backlog) + self._dropped
         if lost:
-            _log.error("%d records could not be written before the store closed", lost)
+            _log.error("records could not be written before the store closed", records=lost)
         self._drop_connection()
 
     def _take(self, *, wait: bool) -> bool:
@@ -244,6 +278,8 @@ class Writer:
         try:
             return self._try(batch), []
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            if self._is_too_much(error, batch):
+                return self._write_less(batch, error)
             if self._is_outage(error):
                 self._went_down(error)
                 return [], batch
@@ -257,6 +293,26 @@ class Writer:
                 return results, batch[position:]
         return results, []
 
+    def _write_less(self, batch: list[Operation], error: Exception) -> tuple[list[_Result], list[Operation]]:
+        """Write a batch that took too long in two halves, and an operation that does so by itself without its content.
+
+        What is said of money, and that there was a call, is written in any case.
+        """
+        if len(batch) == 1:
+            size = batch[0].size
+            batch[0].drop_content()
+            _log.warning("a record is kept without its content, which took too long", bytes=size, error=_line(error))
+            return self._write(batch)
+        half = len(batch) // 2
+        results, left = self._write(batch[:half])
+        if left:
+            return results, left + batch[half:]
+        more, left = self._write(batch[half:])
+        return results + more, left
+
+    def _is_too_much(self, error: Exception, batch: list[Operation]) -> bool:
+        return self._dialect.too_slow(error) and sum(operation.size for operation in batch) >= HEAVY_BYTES
+
     def _try(self, batch: list[Operation]) -> list[_Result]:
         for tries in range(1, _TRIES + 1):
             try:
@@ -266,7 +322,7 @@ class Writer:
                     self._drop_connection()
                 else:
                     self._roll_back()
-                if tries == _TRIES or not self._dialect.may_retry(error):
+                if tries == _TRIES or not self._dialect.may_retry(error) or self._is_too_much(error, batch):
                     raise
         raise AssertionError("unreachable")
 
@@ -280,6 +336,8 @@ class Writer:
             self._books = self._open_books()
             self._books.last_used = self.last_used
         books = self._books
+        # Before the transaction: packing takes its time, and nobody should wait for our locks meanwhile.
+        books.content.pack(chain.from_iterable(operation.messages for operation in batch))
         books.begin([operation.touches for operation in batch])
         results: list[_Result] = []
         for operation in batch:
@@ -301,7 +359,7 @@ class Writer:
     def _went_down(self, error: Exception) -> None:
         self._drop_connection()
         if self._down is None:
-            _log.error("the store cannot be written now (%s); records wait in memory until it can", _line(error))
+            _log.error("the store cannot be written now; records wait in memory until it can", error=_line(error))
         self._down = StoreUnavailable(f"the store cannot be written now: {_line(error)}")
         self._down.__cause__ = error
         self._maybe = None
@@ -313,7 +371,7 @@ class Writer:
         self._down = None
         dropped, self._dropped = self._dropped, 0
         self._tell(self._is_back, None)
-        _log.warning("the store can be written again; %d records of refused calls were dropped meanwhile", dropped)
+        _log.warning("the store can be written again", records_dropped=dropped)
 
     def _sit_out(self, left: list[Operation]) -> None:
         """In an outage, say no to everybody who waits, and keep the records that nobody waits for, in order."""
@@ -323,9 +381,11 @@ class Writer:
         dropped = self._backlog.drop_records(keep=DROPPABLE_MAX)
         if dropped:
             if not self._dropped:
-                _log.error("more than %d records of refused calls wait: the oldest are dropped", DROPPABLE_MAX)
+                _log.error("too many records of refused calls wait: the oldest are dropped", records_max=DROPPABLE_MAX)
             self._dropped += dropped
             self._tell(self._were_dropped, dropped)
+        if shed := self._backlog.shed_content(keep=CONTENT_KEPT_BYTES):
+            _log.warning("records wait without the oldest contents, which are too much to be kept", records=shed)
         self._tell(self._went_away, self._down)
         self._deliver(told)
 
@@ -334,12 +394,12 @@ class Writer:
         if books is not None:
             try:
                 books.db.close()
-            except self._dialect.errors:
-                _log.warning("a broken connection did not close cleanly", exc_info=True)
+            except self._dialect.errors as error:
+                _log.warning("a broken connection did not close cleanly", error=_line(error))
 
     def _failed(self, operation: Operation, error: Exception) -> _Result:
         if operation.future is None:
-            _log.error("a record was refused by the store and dropped", exc_info=error)
+            _log.error("a record was refused by the store and dropped", error=_line(error), exc_info=error)
         elif (rule := self._dialect.refused(error)) is not None:
             told = ValueError(f"the store refused this record: {rule}")
             told.__cause__ = error
@@ -356,6 +416,13 @@ class Writer:
             self._loop.call_soon_threadsafe(how, what)
         except RuntimeError:  # the loop is closed: nobody waits any more
             _log.warning("an event loop closed before its store did")
+
+
+def _limit_content(operation: Operation) -> None:
+    """Keep none of a content that is so big that packing and writing it would be a long wait for everybody else."""
+    if operation.size > CONTENT_MAX_BYTES:
+        _log.warning("a record is kept without its content, which is too big", bytes=operation.size)
+        operation.drop_content()
 
 
 def _hand_to(orphaned: Callable[[Any], None] | None, value: object) -> None:

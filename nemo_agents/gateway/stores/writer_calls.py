@@ -7,10 +7,10 @@ nothing behind but balances of zero; an exception takes the operation back as a 
 from __future__ import annotations
 
 import json
-import logging
 from typing import Final
 
 import msgspec
+import structlog
 
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
 from nemo_agents.gateway.stores.hold import Hold, capped
@@ -20,7 +20,7 @@ from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 
 __all__ = ["close_call", "expire", "log_refusal", "next_attempt", "open_call", "take_back"]
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger("nemo_agents.gateway")
 
 _TEXT_MAX: Final = 4000  # of an error's text; providers answer with whole pages
 _LOST: Final = "the gateway lost sight of this call; it is charged at its hold"
@@ -101,7 +101,7 @@ def close_call(books: Books, end: CallEnd, attempt: AttemptEnd | None) -> None:
     """Resolve a call's last hold and write how it ended. Saying it again changes nothing."""
     call = books.find_call(end.request_id)
     if call is None:
-        _log.error("the end of an unknown call was dropped: %s", end.request_id)
+        _log.error("the end of an unknown call was dropped", request_id=end.request_id)
         return
     before = call.share()
     if attempt is not None:

@@ -3,17 +3,27 @@
 An agent sends its whole history again with every call; by hash it is stored once. BLAKE2b with 16 bytes
 identifies a message (content of our own clients, where a collision takes 2^64 tries and gains nothing); zlib
 at level 1 packs it.
+
+Packing takes longer than writing, and nobody should wait for a lock meanwhile: it is done before a transaction begins.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
+from nemo_agents.gateway.stores.base import CallEnd, CallStart
 from nemo_agents.gateway.stores.database import Database
 
-__all__ = ["HASH_BYTES", "ContentWriter", "unpack"]
+if TYPE_CHECKING:
+    from nemo_agents.gateway.stores.writer_books import Books
+
+__all__ = ["HASH_BYTES", "Content", "ContentWriter", "unpack"]
 
 HASH_BYTES: Final = 16
 
@@ -25,12 +35,53 @@ def unpack(body: bytes) -> bytes:
     return zlib.decompress(body)
 
 
+class Content:
+    """What an operation is to keep of what a call said, and the same operation without it."""
+
+    __slots__ = ("_call", "_end", "_run", "messages", "size")
+
+    def __init__(
+        self, run: Callable[..., object], *, call: CallStart | None = None, end: CallEnd | None = None
+    ) -> None:
+        messages: list[bytes] = []
+        if call is not None:
+            messages += call.prompt or ()
+            if call.params is not None:
+                messages.append(call.params)
+        if end is not None and end.answer is not None:
+            messages.append(end.answer)
+        self._run, self._call, self._end = run, call, end
+        self.messages = messages
+        self.size = sum(map(len, messages))  # bytes
+
+    def without(self) -> Callable[[Books], object]:
+        """Return the operation with everything but the content. `run` takes `call` and `end` by these names."""
+        parts: dict[str, object] = {}
+        if self._call is not None:
+            parts["call"] = structs.replace(self._call, prompt=None, params=None)
+        if self._end is not None:
+            parts["end"] = structs.replace(self._end, answer=None)
+        return partial(self._run, **parts)
+
+
 class ContentWriter:
     """The content statements on the one connection that writes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._stored: set[bytes] = set()
+        self._packed: dict[bytes, tuple[bytes, bytes | None]] = {}  # by message: its hash, and its body if it is new
+
+    def pack(self, messages: Iterable[bytes]) -> None:
+        """Hash and compress what the next transaction is to write."""
+        packed: dict[bytes, tuple[bytes, bytes | None]] = {}
+        for message in messages:
+            if message not in packed:
+                key, body = self._packed.get(message) or (_hash(message), None)
+                if body is None and key not in self._stored:
+                    body = _compress(message)
+                packed[message] = key, body
+        self._packed = packed
 
     def forget(self) -> None:
         """Drop what is remembered of rows that a rollback may have taken back."""
@@ -51,13 +102,21 @@ class ContentWriter:
         return None if answer is None else self._message(answer)
 
     def _message(self, message: bytes) -> bytes:
-        key = blake2b(message, digest_size=HASH_BYTES).digest()
+        key, body = self._packed.get(message) or (_hash(message), None)
         if key not in self._stored:
             self._db.later(
                 "INSERT INTO messages(hash, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (key, zlib.compress(message, 1)),
+                (key, body or _compress(message)),
             )
             if len(self._stored) >= _REMEMBERED_MAX:
                 self._stored.clear()
             self._stored.add(key)
         return key
+
+
+def _hash(message: bytes) -> bytes:
+    return blake2b(message, digest_size=HASH_BYTES).digest()
+
+
+def _compress(message: bytes) -> bytes:
+    return zlib.compress(message, 1)

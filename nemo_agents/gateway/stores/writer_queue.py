@@ -16,11 +16,19 @@ from typing import Any, Final
 
 from nemo_agents.gateway.stores.database import Touches
 from nemo_agents.gateway.stores.writer_books import Books
+from nemo_agents.gateway.stores.writer_content import Content
 
-__all__ = ["BATCH_MAX", "RECORDS_PER_BATCH", "Backlog", "Operation", "Room"]
+__all__ = ["BATCH_BYTES", "BATCH_MAX", "CONTENT_MAX_BYTES", "RECORDS_PER_BATCH", "Backlog", "Operation", "Room"]
 
+CONTENT_MAX_BYTES: Final = 16 << 20
+"""How much of one call's question, or of its answer, is kept in the request log; what is bigger is not kept at all."""
 BATCH_MAX: Final = 256
-RECORDS_PER_BATCH: Final = 16
+BATCH_BYTES: Final = 4 << 20
+"""How much content goes into one batch, unless a single operation has more: packing and writing it is a wait for all
+behind it, and where gateways share a database, for all that need the same locks."""
+RECORD_BYTES_PER_BATCH: Final = 1 << 20
+"""How much of it, beyond the first, is of the records of refused calls that go along with others."""
+RECORDS_PER_BATCH: Final = 8
 """How many records of refused calls go along with a batch that others wait for: each costs about what a hold costs."""
 _RECORDS_TO_CATCH_UP: Final = BATCH_MAX // 2
 """The same while somebody waits for all that came before, as a reader of the log does."""
@@ -32,7 +40,7 @@ class Operation:
     Its number says when it came.
     """
 
-    __slots__ = ("after_all", "droppable", "future", "number", "orphaned", "run", "touches")
+    __slots__ = ("after_all", "content", "droppable", "future", "number", "orphaned", "run", "touches")
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class Operation:
         future: asyncio.Future[Any] | None = None,
         orphaned: Callable[[Any], None] | None = None,
         *,
+        content: Content | None = None,
         after_all: bool = False,
         droppable: bool = False,
     ) -> None:
@@ -52,6 +61,25 @@ class Operation:
         self.orphaned = orphaned
         self.after_all = after_all
         self.droppable = droppable
+        self.content = content
+
+    @property
+    def size(self) -> int:
+        """How many bytes of content it is to keep."""
+        return 0 if self.content is None else self.content.size
+
+    @property
+    def messages(self) -> Sequence[bytes]:
+        """What it is to keep of what a call said; nothing once its caller has gone."""
+        if self.content is None or (self.future is not None and self.future.cancelled()):
+            return ()
+        return self.content.messages
+
+    def drop_content(self) -> None:
+        """Keep everything but the content."""
+        if self.content is not None:
+            self.run = self.content.without()
+            self.content = None
 
 
 class Backlog:
@@ -77,11 +105,15 @@ class Backlog:
         self.rests = False
         share = min(len(self._records), _RECORDS_TO_CATCH_UP if self._after_all else RECORDS_PER_BATCH)
         batch: list[Operation] = []
-        while self._first and len(batch) < BATCH_MAX - share:
+        room = BATCH_BYTES
+        while self._first and len(batch) < BATCH_MAX - share and (not batch or self._first[0].size <= room):
             operation = self._first.popleft()
+            room -= operation.size
             (self._after_all if operation.after_all else batch).append(operation)
-        share = share if batch else min(len(self._records), BATCH_MAX)
-        batch += [self._records.popleft() for _ in range(share)]
+        if batch:
+            batch += self._next_records(share, BATCH_BYTES if self._after_all else RECORD_BYTES_PER_BATCH)
+        else:
+            batch += self._next_records(BATCH_MAX, BATCH_BYTES)
         while self._after_all and not (self._records and self._records[0].number < self._after_all[0].number):
             batch.append(self._after_all.popleft())
         batch.sort(key=_number)
@@ -107,6 +139,26 @@ class Backlog:
         for _ in range(excess):
             self._records.popleft()
         return excess
+
+    def shed_content(self, keep: int) -> int:
+        """Drop the oldest contents but so many bytes, those of refused calls first; return of how many operations."""
+        excess = sum(operation.size for operation in (*self._records, *self._first)) - keep
+        shed = 0
+        for operation in (*self._records, *self._first) if excess > 0 else ():
+            if excess <= 0:
+                break
+            if operation.size:
+                excess -= operation.size
+                operation.drop_content()
+                shed += 1
+        return shed
+
+    def _next_records(self, share: int, room: int) -> list[Operation]:
+        taken: list[Operation] = []
+        while self._records and len(taken) < share and (not taken or self._records[0].size <= room):
+            taken.append(self._records.popleft())
+            room -= taken[-1].size
+        return taken
 
 
 class Room:

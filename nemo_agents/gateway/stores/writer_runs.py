@@ -235,6 +235,7 @@ _STOPS: Final[dict[str, str]] = {
     Code.BUDGET_HELD: "budget",
     Code.REQUEST_EXCEEDS_BUDGET: "budget",
     Code.GUARDRAIL_BLOCKED: "guardrail",
+    Code.LOOP_DETECTED: "loop",
     Code.KEY_BLOCKED: "access",
     Code.KEY_EXPIRED: "access",
     Code.KEY_REVOKED: "access",
