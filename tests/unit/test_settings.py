@@ -192,6 +192,8 @@ REFUSALS = [
 @example(ADDRESSES[3], "pass&word=more")
 @example(ADDRESSES[5], "pass/word")
 @example(ADDRESSES[8], "pass#word")
+@example(ADDRESSES[8], "&")
+@example(ADDRESSES[2], "&x=1")
 @example(ADDRESSES[9], "pass/word")
 def test_nothing_that_is_shown_depends_on_the_password_and_a_quoted_one_arrives(address, password):
     """Not even when a password is written as it is, with characters that end a part of an address."""
@@ -203,6 +205,8 @@ def test_nothing_that_is_shown_depends_on_the_password_and_a_quoted_one_arrives(
     assert _shown(setting, template.format(password)) in [
         usual,
         *REFUSALS,
+        _shown(setting, template.format("")),  # what is left of one that begins with the end of a parameter
+        _shown(setting, template.format("&no_such=1")),
         _shown(setting, template.format("x&no_such=1")),
     ]
     settings = Settings(home=Path("home"), **{setting: quoted})
