@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, unquote_to_bytes, urlsplit
 
 from nemo_agents import environment
 from nemo_agents.errors import SettingsError
@@ -100,6 +100,7 @@ def _refuse_unquoted(setting: str, url: str, parts: SplitResult) -> None:
         "#" in url
         or "@" in parts.path + parts.query
         or _UNSEEN.search(url)
+        or not _is_text(url)
         or not all(_HOST.fullmatch(host) for host in hosts.split(","))
         or not all("=" in pair for pair in pairs)
     ):
@@ -108,6 +109,15 @@ def _refuse_unquoted(setting: str, url: str, parts: SplitResult) -> None:
             "write / # ? @ in a password as %2F %23 %3F %40, and & as %26, or leave it out and set "
             f"{PASSWORD_OF[setting]}; a port is a number, and a parameter is name=value"
         )
+
+
+def _is_text(url: str) -> bool:
+    """Say whether what is quoted is UTF-8, which every driver takes for granted."""
+    try:
+        unquote_to_bytes(url).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def with_password(url: str, password: Secret | None, hidden: Secret | None = None) -> Secret:

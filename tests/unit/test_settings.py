@@ -193,6 +193,7 @@ REFUSALS = [
 @example(ADDRESSES[5], "pass/word")
 @example(ADDRESSES[8], "pass#word")
 @example(ADDRESSES[8], "&")
+@example(ADDRESSES[3], "%80")
 @example(ADDRESSES[2], "&x=1")
 @example(ADDRESSES[9], "pass/word")
 def test_nothing_that_is_shown_depends_on_the_password_and_a_quoted_one_arrives(address, password):
