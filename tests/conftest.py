@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 from services import postgres_server, postgres_url, redis_server, redis_url  # noqa: F401 - fixtures for every test
 
 # A busy machine is not a failure; how long a test may take is pytest-timeout's to say.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture
+def whole_log() -> Iterator[None]:
+    """Let every line of the gateway's log through, whatever a gateway in this process has made of it before."""
+    kept = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**kept)
+
 
 # Regular expressions, searched in the reason of a skip: what may be skipped even there, each with why.
 ALLOWED_SKIPS: tuple[str, ...] = ()

@@ -238,7 +238,7 @@ class RateWindows:
         return Admitted(at_us=now_us, shadowed=shadowed)
 
     def admit_tokens(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> TokenCharge | Refusal:
-        """Charge an estimate of a call's tokens; settle or cancel the charge when the call is over."""
+        """Charge an estimate of a call's tokens; settle it when the call is over, with 0 if nothing was sent."""
         weight = max(1, tokens)
         meters = self._meters_of(now_us, scopes)
         pairs = list(zip(scopes, meters, strict=True))
@@ -257,10 +257,6 @@ class RateWindows:
             charge.resolved = True
             for window, entry in charge.parts:
                 window.settle(entry, actual - charge.tokens)
-
-    def cancel_tokens(self, charge: TokenCharge) -> None:
-        """Give the whole charge back: the call was not sent."""
-        self.settle_tokens(charge, 0)
 
     def acquire(self, now_us: int, scopes: Sequence[RateScope]) -> SlotLease | Refusal:
         """Count one more call in flight in every scope, or in none; release the lease when it is over."""

@@ -20,15 +20,10 @@ from nemo_agents.gateway.stores.sqlite import SqliteStore
 
 
 @pytest.fixture
-def logged() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What the gateway's log says during the test, whatever a gateway in this process has made of the log before."""
-    kept = structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        with structlog.testing.capture_logs() as lines:
-            yield lines
-    finally:
-        structlog.configure(**kept)
+def logged(whole_log: None) -> Iterator[list[MutableMapping[str, Any]]]:
+    """What the gateway's log says during the test."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
 
 
 @pytest.fixture

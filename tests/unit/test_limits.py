@@ -258,7 +258,7 @@ def test_tokens_are_charged_by_estimate_and_settled():
     assert windows.used(T0 + SECOND, "fleet", "crew") == (0, 300)
     second = windows.admit_tokens(T0 + SECOND, scopes, 200)
     assert isinstance(second, TokenCharge)
-    windows.cancel_tokens(second)
+    windows.settle_tokens(second, 0)
     assert windows.used(T0 + SECOND, "role", "g1") == (0, 300)
 
 
@@ -267,7 +267,7 @@ def test_a_charge_resolves_once():
     charge = windows.admit_tokens(T0, [role(tpm=1000)], 900)
     assert isinstance(charge, TokenCharge)
     windows.settle_tokens(charge, 300)
-    windows.cancel_tokens(charge)
+    windows.settle_tokens(charge, 0)
     windows.settle_tokens(charge, 800)
     assert windows.used(T0, "role", "g1") == (0, 300)
 

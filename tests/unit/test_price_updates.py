@@ -34,6 +34,9 @@ def book():
     return PriceBook(now=lambda: NOON)
 
 
+pytestmark = pytest.mark.usefixtures("whole_log")
+
+
 def updates(tmp_path, of=None, **more):
     return PriceUpdates(of or book(), FilePriceStore(tmp_path / "prices.json"), **more)
 
@@ -255,15 +258,6 @@ async def test_a_damaged_file_is_one_line_in_the_log_and_the_packages_table_coun
     assert prices.price("openai", "gpt-4o") is not None
     assert await starting.give(table(model()), source="t", force=True), "a good table mends it"
     assert prices.price("openai", "m") is not None
-
-
-@pytest.fixture(autouse=True)
-def _whole_log():
-    """Let every line through, whatever a gateway in this process has made of the log before."""
-    kept = structlog.get_config()
-    structlog.reset_defaults()
-    yield
-    structlog.configure(**kept)
 
 
 async def test_a_file_that_cannot_be_read_is_logged(tmp_path):
