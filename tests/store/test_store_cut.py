@@ -63,20 +63,24 @@ async def test_a_hold_that_may_be_there_is_not_used_and_taken_back(cut_store, cu
 async def test_nor_does_it_count_when_its_caller_had_gone(cut_store, cut):
     store, proxy = cut_store
     call, attempt = a_call(), an_attempt(100, *SCOPES)
-    real = store._writer._deliver
+    writer = store._writer
+    real = writer._deliver
 
-    def deliver(results) -> None:  # cancelled while the COMMIT is under way
+    def deliver(results) -> None:  # cancelled while the COMMIT is under way, and told of it in the same turn
+        def cancelled_and_told() -> None:
+            task.cancel()
+            writer._resolve(results)
+
         if results:
-            store._writer._loop.call_soon_threadsafe(task.cancel)
-        real(results)
+            writer._loop.call_soon_threadsafe(cancelled_and_told)
 
     proxy.arm(cut)
     task = asyncio.ensure_future(store.open_call(call, attempt))
     await asyncio.sleep(0)
-    store._writer._deliver = deliver
+    writer._deliver = deliver
     with pytest.raises(asyncio.CancelledError):
         await task
-    store._writer._deliver = real
+    writer._deliver = real
     assert await amounts(store) == [(0, 0), (0, 0)]
 
 
