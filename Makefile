@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check bench bench-stores lock format docs clean
+.PHONY: help demo test test-long check bench bench-peers bench-stores lock format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,11 @@ demo: $(VENV)/.runtime ## a fleet, a gateway and a run to look at, offline; KEEP
 test: $(VENV)/.dev ## make check, then every test; ARGS="-k budget" is passed to pytest
 	@$(BIN)/python .ci/check.py
 	@.ci/install-system
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-long: $(VENV)/.dev ## the proofs with more seeds, kills and time: an hour or two; ARGS as for make test
 	@.ci/install-system
-	@$(BIN)/python -m pytest -n 2 -m long --timeout 7200 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m long --timeout 7200 $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types, import rules, links, generated docs, lock, dead code
 	@$(BIN)/python .ci/check.py $(ARGS)
@@ -34,6 +34,11 @@ check: $(VENV)/.dev ## formatting, lint, types, import rules, links, generated d
 bench: $(VENV)/.dev ## the gateway against nginx on one core; ARGS="--seconds 1 --rounds 3" and more
 	@.ci/install-system bench
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-peers: $(VENV)/.dev ## the gateway beside LiteLLM and Portkey, and where its time goes; ARGS="--seconds 1 --rounds 1"
+	@.ci/install-system bench
+	@.ci/install-system peers
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
 
 bench-stores: $(VENV)/.dev ## what each store costs, SQLite and PostgreSQL, against the bare statements; ARGS="--seconds 1"
 	@.ci/install-system
@@ -44,6 +49,8 @@ lock: ## resolve the dependencies anew into .ci/requirements*.txt (needs uv); AR
 	@command -v $(UV) >/dev/null || { echo "make lock: uv is missing; install it, or: make lock UV=/path/to/uv" >&2; exit 1; }
 	@$(COMPILE) --extra gateway --extra postgres --extra redis --extra tokenizer --group dev $(ARGS) -o .ci/requirements-dev.txt
 	@$(COMPILE) --extra gateway --group build -c .ci/requirements-dev.txt --no-annotate -o .ci/requirements.txt
+	@$(COMPILE) .ci/requirements-extras.in --extra litellm --extra bedrock --extra vertex --no-annotate $(ARGS) -o .ci/requirements-extras.txt
+	@$(subst pyproject.toml,.ci/requirements-frameworks.in,$(COMPILE)) -c .ci/requirements-dev.txt --no-annotate $(ARGS) -o .ci/requirements-frameworks.txt
 	@$(if $(wildcard $(VENV)/.dev),$(BIN)/python .ci/check_lock.py,echo "locked; make check verifies it")
 
 format: $(VENV)/.dev ## format the code and mend what the linter can
@@ -53,8 +60,8 @@ format: $(VENV)/.dev ## format the code and mend what the linter can
 docs: $(VENV)/.dev ## regenerate docs/reference from the command tree and the settings
 	@$(BIN)/python docs/generate.py
 
-clean: ## remove .venv and every cache; leaves sources and your gateway's data alone
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+clean: ## remove .venv, installed peers and every cache; leaves sources and your gateway's data alone
+	@rm -rf $(VENV) benchmarks/.peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -19,18 +19,21 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / ".ci" / "requirements.txt"
 DEVELOPMENT = ROOT / ".ci" / "requirements-dev.txt"
+EXTRAS = ROOT / ".ci" / "requirements-extras.txt"
+FRAMEWORKS = ROOT / ".ci" / "requirements-frameworks.txt"
+INSTALLER = ROOT / ".ci" / "requirements-uv.txt"
 
 # A place does not belong into a lock: whoever installs it chooses the index.
 FOLDERS = tuple(f"/{name}/" for name in ("home", "root", "tmp"))
 PLACES = ("://", "file:", "index-url", "find-links", "trusted-host", " @ ", *FOLDERS)
-# LiteLLM is spoken to over its wire, never imported.
+# LiteLLM is an extra, tested in an environment of its own.
 REFUSED = frozenset({"litellm"})
 
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^\s;\\]+)(?: ; (?P<marker>[^\\]+?))? \\$")
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}(?: \\)?$")
 
 
-def faults(path: Path) -> Iterator[str]:
+def faults(path: Path, refused: frozenset[str] = REFUSED) -> Iterator[str]:
     """Yield what is wrong with the lines of one lock."""
     hashes = 1
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -44,7 +47,7 @@ def faults(path: Path) -> Iterator[str]:
             if not hashes:
                 yield f"{where}: the requirement before has no hash"
             hashes = 0
-            if pin["name"] in REFUSED:
+            if pin["name"] in refused:
                 yield f"{where}: {pin['name']} must not be installed"
         elif line.strip() and not line.lstrip().startswith("#"):
             yield f"{where}: neither an exact version nor a hash: {line.strip()[:60]}"
@@ -95,11 +98,14 @@ def main() -> int:
     """Print every fault and return the exit status."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = pyproject["project"], pyproject["dependency-groups"]
-    runtime, development = pins(RUNTIME), pins(DEVELOPMENT)
+    runtime, development, extras = pins(RUNTIME), pins(DEVELOPMENT), pins(EXTRAS)
     wanted = [*project["dependencies"], *extra(project, "gateway")]
     found = [
         *faults(RUNTIME),
         *faults(DEVELOPMENT),
+        *faults(EXTRAS, refused=frozenset()),
+        *faults(FRAMEWORKS),
+        *faults(INSTALLER),
         *(
             f"{name}: {', '.join(sorted(versions))} in {RUNTIME.name} is not what {DEVELOPMENT.name} has"
             for name, versions in sorted(runtime.items())
@@ -107,6 +113,7 @@ def main() -> int:
         ),
         *unmet([*wanted, *group(groups, "build")], runtime, RUNTIME),
         *unmet([*wanted, *group(groups, "dev")], development, DEVELOPMENT),
+        *unmet([text for name in ("litellm", "bedrock", "vertex") for text in extra(project, name)], extras, EXTRAS),
     ]
     for fault in found:
         print(fault)

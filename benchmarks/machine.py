@@ -15,6 +15,8 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Fields of a line of /proc/stat that are work of processes: user, nice, system. Interrupts are nobody's.
 _WORK = slice(1, 4)
+_LOOK_S = 0.1
+_STILL_LOOKS = 2
 
 
 class BenchmarkError(Exception):
@@ -96,19 +98,45 @@ def family(pid: int) -> list[int]:
     """Return a process and everything below it."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text(encoding="ascii").split():
+        try:
+            children = task.read_text(encoding="ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread ended just now
+        for child in children:
             found += family(int(child))
     return found
 
 
 def cpu_ticks(pid: int) -> int:
-    """Return the processor time that a process and those below it have used, in ticks."""
+    """Return the processor time that a process and those below it have used, in ticks; of those that live."""
     total = 0
     for member in family(pid):
+        try:
+            line = Path(f"/proc/{member}/stat").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
         # The name in brackets may contain spaces: count from behind it. utime and stime are fields 14 and 15.
-        fields = Path(f"/proc/{member}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = line.rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total
+
+
+def wait_until_idle(pids: Sequence[int], *, timeout_s: float = 60.0) -> bool:
+    """Return True once processes use less than a tenth of a core, False when they do not come to rest.
+
+    A server may work on for seconds at calls whose client has left, and would take the core from whoever is next.
+    """
+    deadline = time.monotonic() + timeout_s
+    still = 0
+    before = sum(cpu_ticks(pid) for pid in pids)
+    while still < _STILL_LOOKS:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+        now = sum(cpu_ticks(pid) for pid in pids)
+        still = still + 1 if now - before <= _LOOK_S * TICKS_PER_S / 10 else 0
+        before = now
+    return True
 
 
 def memory_mb(pid: int, *, peak: bool) -> float:

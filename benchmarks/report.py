@@ -92,14 +92,21 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
 
 def table(figures: Sequence[Figures]) -> str:
     """Return the figures as an aligned table; a blank line parts the numbers of connections."""
-    rows = [[name for name, _ in COLUMNS], *([show(item) for _, show in COLUMNS] for item in figures)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
+    return aligned([[name for name, _ in COLUMNS], *([show(item) for _, show in COLUMNS] for item in figures)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of them the heads, as a table; a blank line parts those that differ in the first cell.
+
+    The second column holds names and stands to the left, all others to the right.
+    """
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
         if number and (number == 1 or row[0] != rows[number - 1][0]):
             lines.append("")
         cells = [
-            text.ljust(width) if COLUMNS[index][0] == "server" else text.rjust(width)
+            text.ljust(width) if index == 1 else text.rjust(width)
             for index, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

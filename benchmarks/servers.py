@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,19 @@ from load import Target
 from machine import BenchmarkError, Cores, free_port, memory_mb, running, tail, wait_for_port
 
 PATH = "/v1/chat/completions"
-MODEL = "mock/gpt-bench"
 ANSWER_BYTES = 1024
+
+
+def model_of(provider: str) -> str:
+    """Return the model that is asked for where a provider is meant."""
+    return f"{provider}/gpt-bench"
 
 
 def request_body() -> bytes:
     """Return the chat completion that every request asks for, about 1 KB."""
     question = "Compare state-based and operation-based replicated data types for a shared text editor. " * 9
     messages = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": question}]
-    return json.dumps({"model": MODEL, "messages": messages, "max_tokens": 256}).encode()
+    return json.dumps({"model": model_of("mock"), "messages": messages, "max_tokens": 256}).encode()
 
 
 def answer_body() -> str:
@@ -54,7 +58,7 @@ def answer_body() -> str:
     return json.dumps(answer).replace('"content": ""', f'"content": "{words[: ANSWER_BYTES - empty]}"')
 
 
-def _nginx() -> str:
+def nginx_program() -> str:
     found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         raise BenchmarkError("nginx was not found; .ci/install-system bench installs what is needed")
@@ -62,7 +66,7 @@ def _nginx() -> str:
 
 
 @contextmanager
-def _run_nginx(name: str, server: str, *, cores: str, folder: Path) -> Iterator[tuple[int, int]]:
+def run_nginx(name: str, server: str, *, cores: str, folder: Path) -> Iterator[tuple[int, int]]:
     """Run an nginx with one worker and the given blocks; yield its port and process id."""
     port = free_port()
     place = folder / name
@@ -91,7 +95,7 @@ http {{
 """,
         encoding="utf-8",
     )
-    argv = (_nginx(), "-p", str(place), "-e", "stderr", "-c", str(config))
+    argv = (nginx_program(), "-p", str(place), "-e", "stderr", "-c", str(config))
     with running(argv, cores=cores, log=place / "log") as process:
         wait_for_port(port, process, place / "log")
         yield port, process.pid
@@ -106,7 +110,7 @@ def mock(cores: Cores, folder: Path) -> Iterator[Target]:
         default_type application/json;
         location / {{ return 200 '{answer_body()}'; }}
     }}"""
-    with _run_nginx("mock", server, cores=cores.load_list, folder=folder) as (port, pid):
+    with run_nginx("mock", server, cores=cores.load_list, folder=folder) as (port, pid):
         yield Target(name="mock alone", url=f"http://127.0.0.1:{port}{PATH}", pid=pid)
 
 
@@ -124,13 +128,12 @@ def plain_proxy(upstream: Target, cores: Cores, folder: Path) -> Iterator[Target
             proxy_set_header Connection "";
         }}
     }}"""
-    with _run_nginx("proxy", server, cores=str(cores.server), folder=folder) as (port, pid):
+    with run_nginx("proxy", server, cores=str(cores.server), folder=folder) as (port, pid):
         yield Target(name="nginx proxy", url=f"http://127.0.0.1:{port}{PATH}", pid=pid)
 
 
 # Limits that are checked on every request and never reached: a refusal would end the benchmark.
 LIMITS = {
-    "models": [MODEL],
     "rpm_limit": 1_000_000_000,
     "tpm_limit": 1_000_000_000_000,
     "max_budget": 1_000_000.0,
@@ -141,19 +144,23 @@ READY_S = 30.0
 
 @contextmanager
 def _launched(
-    upstream: Target, cores: Cores, home: Path, flags: Sequence[str] = ()
+    providers: Mapping[str, str],
+    cores: Cores,
+    home: Path,
+    flags: Sequence[str] = (),
+    program: Sequence[str] = (),
 ) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
     """Run a gateway with fresh data; yield its address, its process and the seconds until it lived."""
     home.mkdir(mode=0o700)
     config = home / "gateway.toml"
-    config.write_text(
-        '[gateway]\nsandbox = "off"\n\n'
-        f'[providers.mock]\nbase_url = "{upstream.url.removesuffix("/chat/completions")}"\n\n'
-        f'[prices."{MODEL}"]\ninput_per_mtok = "0.15"\noutput_per_mtok = "0.60"\n',
-        encoding="utf-8",
-    )
-    program = Path(sys.executable).with_name("nemo-agents")
-    argv = (str(program), "gateway", "--port", "0", "--home", str(home), "--config", str(config), *flags)
+    tables = [
+        f'[providers.{name}]\nbase_url = "{base_url}"\n\n'
+        f'[prices."{model_of(name)}"]\ninput_per_mtok = "0.15"\noutput_per_mtok = "0.60"\n'
+        for name, base_url in providers.items()
+    ]
+    config.write_text("\n".join(['[gateway]\nsandbox = "off"\n', *tables]), encoding="utf-8")
+    program = program or (str(Path(sys.executable).with_name("nemo-agents")),)
+    argv = (*program, "gateway", "--port", "0", "--home", str(home), "--config", str(config), *flags)
     env = {name: value for name, value in os.environ.items() if not name.startswith("NEMO_")}
     log = home.with_suffix(".log")
     started = time.monotonic()
@@ -172,15 +179,16 @@ def _launched(
         yield url, process, time.monotonic() - started
 
 
-def _provision(url: str, home: Path, guardrails: Sequence[str]) -> str:
+def _provision(url: str, home: Path, models: Sequence[str], guardrails: Sequence[str]) -> str:
     """Create a fleet and a key with limits and budgets at both, and return the key's secret."""
     admin = (home / "admin.key").read_text(encoding="utf-8").strip()
+    limits = {"models": list(models), **LIMITS}
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {admin}"}, timeout=10.0) as client:
         for path, wish in (
-            ("/team/new", {"team_id": "bench", "team_alias": "bench", **LIMITS}),
+            ("/team/new", {"team_id": "bench", "team_alias": "bench", **limits}),
             (
                 "/key/generate",
-                {"key_alias": "bench", "team_id": "bench", "guardrails": list(guardrails), **LIMITS},
+                {"key_alias": "bench", "team_id": "bench", "guardrails": list(guardrails), **limits},
             ),
         ):
             answer = client.post(path, json=wish)
@@ -188,6 +196,28 @@ def _provision(url: str, home: Path, guardrails: Sequence[str]) -> str:
                 raise BenchmarkError(f"{path} answered {answer.status_code}: {answer.text[:300]}")
     secret: str = answer.json()["key"]
     return secret
+
+
+@contextmanager
+def gateway_before(
+    providers: Mapping[str, str],
+    cores: Cores,
+    folder: Path,
+    guardrails: Sequence[str],
+    *,
+    name: str = "gateway",
+    flags: Sequence[str] = (),
+    program: Sequence[str] = (),
+) -> Iterator[tuple[Target, float]]:
+    """Run the gateway, every check on, before some providers (name: base URL); yield it and its idle memory in MB.
+
+    `program` stands in for the command `nemo-agents`. The target's URL is that of the gateway's chat completions.
+    """
+    home = folder / name.replace(" ", "-")
+    with _launched(providers, cores, home, flags, program) as (url, process, _):
+        idle_mb = memory_mb(process.pid, peak=False)
+        key = _provision(url, home, [model_of(provider) for provider in providers], guardrails)
+        yield Target(name=name, url=f"{url}{PATH}", pid=process.pid, key=key), idle_mb
 
 
 @contextmanager
@@ -200,18 +230,19 @@ def gateway(
     name: str = "gateway",
     flags: Sequence[str] = (),
 ) -> Iterator[tuple[Target, float]]:
-    """Run the gateway with every check on; yield it and its memory in MB before the first request."""
-    home = folder / name.replace(" ", "-")
-    with _launched(upstream, cores, home, flags) as (url, process, _):
-        idle_mb = memory_mb(process.pid, peak=False)
-        key = _provision(url, home, guardrails)
-        yield Target(name=name, url=f"{url}{PATH}", pid=process.pid, key=key), idle_mb
+    """Run the gateway with every check on before the mock; yield it and its memory in MB before the first request."""
+    with gateway_before(_mock_alone(upstream), cores, folder, guardrails, name=name, flags=flags) as served:
+        yield served
 
 
 def start_seconds(upstream: Target, cores: Cores, folder: Path, times: int) -> list[float]:
     """Return how long the gateway takes from its command until `/health/live` answers, with fresh data."""
     found = []
     for number in range(times):
-        with _launched(upstream, cores, folder / f"start-{number}") as (_, _, seconds):
+        with _launched(_mock_alone(upstream), cores, folder / f"start-{number}") as (_, _, seconds):
             found.append(seconds)
     return found
+
+
+def _mock_alone(upstream: Target) -> dict[str, str]:
+    return {"mock": upstream.url.removesuffix("/chat/completions")}

@@ -44,6 +44,7 @@ PARTS = ("pairs", "http", "restart", "fairness")
 SERVICES = Path(__file__).parents[1] / "tests" / "services.py"
 ENTRIES = (0, 100_000)
 STARTS = 3
+REPLICAS = 3
 Contender = Callable[[int, float, Path], Pairs]
 
 
@@ -231,6 +232,17 @@ def measure_http(
     return table(summarize(samples, mock=upstream.name, proxy=proxy.name)), [asdict(each) for each in samples]
 
 
+# --- fairness -------------------------------------------------------------------------------------------------------
+def measure_fairness(chosen: argparse.Namespace, folder: Path, shared: Servers | None) -> dict[str, dict[str, float]]:
+    """Measure what a noisy role costs the others: on each store, and with the load spread over several gateways."""
+    seconds = max(6, chosen.seconds * 3)
+    found = {"SQLite": fairness(folder, seconds=seconds)}
+    if shared is not None:
+        for name, replicas in {"PG+Redis": 1, f"PG+Redis, {REPLICAS} replicas": REPLICAS}.items():
+            found[name] = fairness(folder, seconds=seconds, flags=shared.flags(), replicas=replicas)
+    return found
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 def benchmark(chosen: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
     """Run the parts and return their tables and everything measured."""
@@ -256,10 +268,7 @@ def benchmark(chosen: argparse.Namespace, folder: Path) -> tuple[str, dict[str, 
             texts.append(f"from command to ready after kill -9: {told}")
         if "fairness" in chosen.parts:
             tell("fairness")
-            on = {"SQLite": ()} | ({"PG+Redis": shared.flags()} if shared is not None else {})
-            facts["fairness"] = {
-                name: fairness(folder, seconds=max(4, chosen.seconds * 2), flags=flags) for name, flags in on.items()
-            }
+            facts["fairness"] = measure_fairness(chosen, folder, shared)
             texts += [
                 f"p95 of 20 normal roles on {name}: {each['alone_ms']:.1f} ms alone, {each['beside_ms']:.1f} ms beside "
                 f"a role at 50 times their rate (x {each['ratio']:.2f})"

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
         UpstreamFailed,
     )
     from nemo_agents.fleet import Fleet
+    from nemo_agents.groups import Deployment, ModelGroup
     from nemo_agents.money import Money
-    from nemo_agents.roles import AgentRole, Guardrail, ModelGroup
+    from nemo_agents.roles import AgentRole, Guardrail
     from nemo_agents.rules import Budget, Loop, RateLimit
     from nemo_agents.trace.member import Member
     from nemo_agents.trace.run import Run, Step, current_run, current_step
@@ -46,6 +47,7 @@ __all__ = [
     "BudgetExceeded",
     "Code",
     "DeclarationError",
+    "Deployment",
     "Fleet",
     "GatewayError",
     "GatewayUnavailable",
@@ -80,11 +82,12 @@ __version__: Final = "0.1.0"
 _HOME_OF: Final = {
     "AgentRole": "roles",
     "Budget": "rules",
+    "Deployment": "groups",
     "Fleet": "fleet",
     "Guardrail": "roles",
     "Loop": "rules",
     "Member": "trace.member",
-    "ModelGroup": "roles",
+    "ModelGroup": "groups",
     "Money": "money",
     "RateLimit": "rules",
     "Run": "trace.run",

@@ -7,14 +7,15 @@ field's path.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
+from nemo_agents.checks import items, names_of, put, refuse_twice, slug
 from nemo_agents.durations import period_order
 from nemo_agents.errors import DeclarationError
+from nemo_agents.groups import Deployment, ModelGroup, check_groups
 from nemo_agents.rules import (
     PERIODS,
     RATES,
@@ -22,6 +23,7 @@ from nemo_agents.rules import (
     Loop,
     RateLimit,
     budgets_of,
+    cache_ttl,
     did_you_mean,
     format_count,
     parse_count,
@@ -34,6 +36,7 @@ __all__ = [
     "PERIODS",
     "AgentRole",
     "Budget",
+    "Deployment",
     "Exposure",
     "FleetDeclaration",
     "Guardrail",
@@ -47,26 +50,9 @@ __all__ = [
 
 BUILTIN_GUARDRAILS: Final = ("pii-filter", "prompt-injection-detect")
 
-_SLUG = re.compile(r"[a-z][a-z0-9-]{0,62}")
-
 _USUAL_LOOP: Final = Loop()
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class ModelGroup:
-    """A model name of the fleet's own and the models behind it, tried in this order.
-
-    A model is `provider/model` or a bare model name whose provider the gateway knows.
-    """
-
-    name: str
-    models: tuple[str, ...]
-
-    def __init__(self, name: str, models: Sequence[str]) -> None:
-        _set(self, "name", _slug(name, "models.name"))
-        _set(self, "models", _names(models, f"models[{name}].models", what="model", may_be_empty=False))
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -91,8 +77,8 @@ class Guardrail:
                 value=mode,
                 remedy='Use mode="enforce", or leave the guardrail out.',
             )
-        _set(self, "name", name)
-        _set(self, "mode", mode)
+        put(self, "name", name)
+        put(self, "mode", mode)
 
     def __str__(self) -> str:
         return self.name
@@ -106,8 +92,10 @@ class AgentRole:
     a list of them, which `budgets` has in their normal order. `shadow` names the rates (`rpm`, `tpm`, `max_parallel`)
     that record and never refuse; `limits=RateLimit(...)` says rates and mode at once. `model_limits` are rates of
     single models, below the role's own. `loop` says what a loop is (None: nothing is). `price_per_request_nanos` is
-    what a request costs at models whose price is not known; `price_per_request=` takes it in dollars. `tools` None
-    allows any tool, a list only those. The order of guardrails is the order in which they run.
+    what a request costs at models whose price is not known; `price_per_request=` takes it in dollars. `cache_ttl_s` is
+    for how many seconds the same request gets the same answer without a provider being asked (None: never); `cache=`
+    takes it as a time, too: `cache="10m"`. `tools` None allows any tool, a list only those. The order of guardrails is
+    the order in which they run.
     """
 
     name: str
@@ -120,6 +108,7 @@ class AgentRole:
     budgets: tuple[Budget, ...]
     loop: Loop | None
     price_per_request_nanos: int | None
+    cache_ttl_s: int | None
     guardrails: tuple[Guardrail, ...]
     tools: tuple[str, ...] | None
     description: str
@@ -138,25 +127,27 @@ class AgentRole:
         budget: Budget | str | Sequence[Budget | str] | None = None,
         loop: Loop | Literal["off"] | None = _USUAL_LOOP,
         price_per_request: str | Decimal | int | None = None,
+        cache: str | int | None = None,
         guardrails: Sequence[Guardrail | str] = (),
         tools: Sequence[str] | None = None,
         description: str = "",
     ) -> None:
-        _set(self, "name", _slug(name, "roles.name"))
+        put(self, "name", slug(name, "roles.name"))
         at = f"roles[{name}]"
-        _set(self, "models", _names(models, f"{at}.models", what="model", may_be_empty=False))
+        put(self, "models", names_of(models, f"{at}.models", what="model", may_be_empty=False))
         counts = _limits({"rpm": rpm, "tpm": tpm, "max_parallel": max_parallel}, limits, at)
         for field, count in counts.items():
-            _set(self, field, count)
-        _set(self, "shadow", _shadow(shadow, counts, limits, at))
-        _set(self, "model_limits", _model_limits(model_limits, self.models, at))
-        _set(self, "budgets", budgets_of(budget, at))
-        _set(self, "loop", _loop(loop, at))
-        _set(self, "price_per_request_nanos", request_price(price_per_request, f"{at}.price_per_request"))
-        _set(self, "guardrails", _guardrails(guardrails, at))
+            put(self, field, count)
+        put(self, "shadow", _shadow(shadow, counts, limits, at))
+        put(self, "model_limits", _model_limits(model_limits, self.models, at))
+        put(self, "budgets", budgets_of(budget, at))
+        put(self, "loop", _loop(loop, at))
+        put(self, "price_per_request_nanos", request_price(price_per_request, f"{at}.price_per_request"))
+        put(self, "cache_ttl_s", cache_ttl(cache, f"{at}.cache"))
+        put(self, "guardrails", _guardrails(guardrails, at))
         # A tool list is a set: its order means nothing, so the normal form has one order.
-        named = None if tools is None else _names(tools, f"{at}.tools", what="tool", may_be_empty=True)
-        _set(self, "tools", None if named is None else tuple(sorted(named)))
+        named = None if tools is None else names_of(tools, f"{at}.tools", what="tool", may_be_empty=True)
+        put(self, "tools", None if named is None else tuple(sorted(named)))
         if not isinstance(description, str):
             raise DeclarationError(
                 "is not a text",
@@ -164,7 +155,7 @@ class AgentRole:
                 value=description,
                 remedy="Write a sentence, or leave it out.",
             )
-        _set(self, "description", description)
+        put(self, "description", description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +208,9 @@ class FleetDeclaration:
         shadow: Iterable[str] = (),
         guardrails: Sequence[Guardrail | str] = (),
     ) -> None:
-        _set(self, "name", _slug(name, "fleet.name"))
-        _set(self, "roles", _members(roles, AgentRole, "roles"))
-        _set(self, "models", _members(models, ModelGroup, "models"))
+        put(self, "name", slug(name, "fleet.name"))
+        put(self, "roles", _members(roles, AgentRole, "roles"))
+        put(self, "models", _members(models, ModelGroup, "models"))
         if not self.roles:
             raise DeclarationError(
                 "declares no role",
@@ -227,13 +218,13 @@ class FleetDeclaration:
                 value=roles,
                 remedy="Declare at least one AgentRole; `nemo-agents destroy` removes a fleet.",
             )
-        _check_groups(self.models)
-        _set(self, "budgets", budgets_of(budget, "fleet"))
+        check_groups(self.models)
+        put(self, "budgets", budgets_of(budget, "fleet"))
         counts = _limits({"rpm": rpm, "tpm": tpm, "max_parallel": max_parallel}, None, "fleet")
         for field, count in counts.items():
-            _set(self, field, count)
-        _set(self, "shadow", shadow_of(shadow, counts, "fleet"))
-        _set(self, "guardrails", _guardrails(guardrails, "fleet"))
+            put(self, field, count)
+        put(self, "shadow", shadow_of(shadow, counts, "fleet"))
+        put(self, "guardrails", _guardrails(guardrails, "fleet"))
 
     def __iter__(self) -> Iterator[AgentRole]:
         return iter(self.roles)
@@ -310,64 +301,13 @@ def _period_key(name: str) -> tuple[float, str]:
     return period_order(name), name
 
 
-def _set(owner: object, field: str, value: object) -> None:
-    object.__setattr__(owner, field, value)
-
-
-def _slug(value: object, field: str) -> str:
-    if isinstance(value, str) and _SLUG.fullmatch(value):
-        return value
-    raise DeclarationError(
-        "is not a name",
-        field=field,
-        value=value,
-        remedy="A name is small letters, digits and hyphens, starts with a letter, and has 63 at most.",
-    )
-
-
-def _sequence(value: object, field: str) -> Sequence[Any]:
-    # A text is a sequence of letters; nobody means that.
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise DeclarationError("is not a list", field=field, value=value, remedy="Write a list: [...].")
-    return value
-
-
-def _names(value: object, field: str, *, what: str, may_be_empty: bool) -> tuple[str, ...]:
-    names = _sequence(value, field)
-    if not names and not may_be_empty:
-        raise DeclarationError("is empty", field=field, value=value, remedy=f"Name at least one {what}.")
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or name != name.strip():
-            raise DeclarationError(
-                f"is not the name of a {what}",
-                field=field,
-                value=name,
-                remedy=f"Write the {what}'s name as a text.",
-            )
-    _refuse_twice(names, field, what)
-    return tuple(names)
-
-
-def _refuse_twice(names: Sequence[str], field: str, what: str) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DeclarationError(
-                f"names the same {what} twice",
-                field=field,
-                value=name,
-                remedy="Remove or rename one of the two.",
-            )
-        seen.add(name)
-
-
 def _members(value: object, kind: type[_T], field: str) -> tuple[_T, ...]:
-    members = _sequence(value, field)
+    members = items(value, field)
     for member in members:
         if not isinstance(member, kind):
             remedy = f"Put {kind.__name__}(...) values in the list."
             raise DeclarationError(f"is not {kind.__name__}", field=field, value=member, remedy=remedy)
-    _refuse_twice([member.name for member in members], field, "role" if field == "roles" else "model group")
+    refuse_twice([member.name for member in members], field, "role" if field == "roles" else "model group")
     return tuple(members)
 
 
@@ -428,27 +368,14 @@ def _loop(value: object, at: str) -> Loop | None:
 
 def _guardrails(value: object, at: str) -> tuple[Guardrail, ...]:
     found: list[Guardrail] = []
-    for item in _sequence(value, f"{at}.guardrails"):
+    for item in items(value, f"{at}.guardrails"):
         try:
             found.append(item if isinstance(item, Guardrail) else Guardrail(item))
         except DeclarationError as error:
             raise _below(error, at) from None
-    _refuse_twice([guardrail.name for guardrail in found], f"{at}.guardrails", "guardrail")
+    refuse_twice([guardrail.name for guardrail in found], f"{at}.guardrails", "guardrail")
     return tuple(found)
 
 
 def _below(error: DeclarationError, at: str) -> DeclarationError:
     return DeclarationError(error.problem, field=f"{at}.{error.field}", value=error.value, remedy=error.remedy)
-
-
-def _check_groups(groups: tuple[ModelGroup, ...]) -> None:
-    names = {group.name for group in groups}
-    for group in groups:
-        for model in group.models:
-            if model in names:
-                raise DeclarationError(
-                    "is a model group, and a group holds models only",
-                    field=f"models[{group.name}].models",
-                    value=model,
-                    remedy="List the models themselves.",
-                )

@@ -22,6 +22,7 @@ from nemo_agents.durations import (
     is_time_zone,
     period_name,
     period_order,
+    span_seconds,
     time_zones,
 )
 from nemo_agents.errors import DeclarationError
@@ -29,6 +30,7 @@ from nemo_agents.money import NANOS_PER_DOLLAR, parse_dollars
 
 __all__ = [
     "BUDGETS_MAX",
+    "CACHE_TTL_S_MAX",
     "LOOP_REPEATS_MAX",
     "LOOP_WITHIN_S_MAX",
     "MODES",
@@ -39,6 +41,7 @@ __all__ = [
     "Mode",
     "RateLimit",
     "budgets_of",
+    "cache_ttl",
     "did_you_mean",
     "format_count",
     "parse_count",
@@ -51,6 +54,7 @@ MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow")
 PERIODS: Final = tuple(DURATION_OF)
 RATES: Final = ("rpm", "tpm", "max_parallel")
 BUDGETS_MAX: Final = 20  # of one scope; every call holds in each of them
+CACHE_TTL_S_MAX: Final = 30 * 86_400
 LOOP_REPEATS_MAX: Final = 100
 LOOP_WITHIN_S_MAX: Final = 3_600
 
@@ -62,6 +66,7 @@ _BUDGET_REMEDY = (
     "or a time of your own such as 12h, 90m or 10d."
 )
 _COUNT_REMEDY = 'Write a whole number above 0 such as 120, "100k" or "1.5k", or leave it out for no limit.'
+_CACHE_REMEDY = 'Write seconds, or a time of at most 30 days: cache="10m"; "off", or nothing, keeps no answers.'
 _PRICE_REMEDY = 'Write an amount in dollars: price_per_request="$0.002".'
 
 
@@ -248,6 +253,19 @@ def request_price(value: object, field: str) -> int | None:
         return parse_dollars(cast("str", value))
     except ValueError as error:
         raise DeclarationError(str(error), field=field, value=value, remedy=_PRICE_REMEDY) from None
+
+
+def cache_ttl(value: object, field: str) -> int | None:
+    """Return how long answers are given again, in seconds; None for never. Raises DeclarationError.
+
+    It is written as whole seconds, or as a time such as `90s`, `10m`, `24h` or `7d`; `off` is never.
+    """
+    if value is None or value == "off":
+        return None
+    seconds = span_seconds(value) if isinstance(value, str) else value
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 1 <= seconds <= CACHE_TTL_S_MAX:
+        raise DeclarationError("is not a time to keep answers", field=field, value=value, remedy=_CACHE_REMEDY)
+    return seconds
 
 
 def _set(owner: object, field: str, value: object) -> None:

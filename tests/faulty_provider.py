@@ -7,7 +7,7 @@ is ignored, so `faulty/ok` is `ok`. `/v1/chat/completions`, `/v1/embeddings` and
 
 `GET /_seen` tells what was asked (see `Record`); with `?at_least=N` it waits until N requests have arrived,
 with `&finished=1` until none of them is under way. `POST /_release?count=N` ends N waits, also future ones.
-`POST /_reset` forgets everything.
+`POST /_reset` forgets everything. With `--tls` it listens on a second port too, whose certificate nobody trusts.
 
 Tokens are words. The bill is what a strict provider would charge: the whole answer as soon as the request was
 taken up, in a stream what was generated until the client left; refusals and 5xx cost nothing.
@@ -23,6 +23,9 @@ import gzip
 import hashlib
 import json
 import os
+import random
+import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -30,8 +33,11 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from faulty_wire import WIRE_FAULTS, Proper, play
 
 TEXT = "The answer is forty two and nothing else needs to be said about it today"
 CREATED = 1_760_000_000
@@ -67,6 +73,11 @@ BEHAVIOURS = {
     "proxy-json-503": "503, as a JSON object with a message and nothing else",
     "unauthorized": "401",
     "bad-request": "400",
+    "too-long": "400, as for a prompt that is longer than the model's context",
+    "not-allowed": "400, as for what a content filter stops",
+    "role-drop": "a stream that hangs up after its first chunk, which says nothing yet",
+    "role-error": "the same, with an error event instead",
+    "role-hang": "a stream that says nothing after its first chunk but comments, one for each release",
     "drop-before-head": "takes the request and hangs up",
     "drop-mid-body": "hangs up halfway through the body, in a stream after half of the events",
     "drop-mid-stream": "the same",
@@ -84,6 +95,15 @@ BEHAVIOURS = {
     "done-missing": "a stream without [DONE]",
     "done-twice": "a stream with two",
     "done-drop": "a stream that is whole, and then a connection that is not closed in order",
+    "rate-limited-bare": "429 that does not say how long",
+    "seeded": "mostly ok; else, by the dice of --seed and the prompt, one of `SEEDED`",
+    "switched": "ok while a release is there to take, else 500",
+    **WIRE_FAULTS,
+}
+# What the dice of `seeded` choose from. None of them breaks a stream after it has shown something.
+SEEDED = {
+    False: ("error-500", "error-503", "rate-limited-bare", "drop-before-head", "drop-mid-body", "hang"),
+    True: ("error-500", "error-503", "rate-limited-bare", "drop-before-head", "role-drop", "hang"),
 }
 
 
@@ -95,9 +115,11 @@ class Record:
     headers: dict[str, str]
     body: Any  # decoded JSON, or the text that was not JSON
     model: str = ""
+    played: str = ""  # the behaviour, where the model's name leaves it to something else
     stream: bool = False
     status: int | None = None  # None: hung up or still at it
     chunks: int = 0  # events that were written in a stream
+    sent_bytes: int = 0  # of an answer with a fault on the wire, as far as the client took them
     client_left: bool = False
     finished: bool = False
     prompt_tokens: int = 0  # billed
@@ -110,6 +132,8 @@ class State:
 
     delay_s: float
     many: int
+    seed: str = ""
+    fault_rate: float = 0.2  # of `seeded`
     records: list[Record] = field(default_factory=list)
     times_seen: Counter[str] = field(default_factory=Counter)
     permits: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -134,6 +158,7 @@ class Link(asyncio.Protocol):
         self.left = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
+        self.written = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -141,6 +166,9 @@ class Link(asyncio.Protocol):
         self.task = asyncio.get_running_loop().create_task(serve(self))
 
     def data_received(self, data: bytes) -> None:
+        if not self.inbox and data[:2] == b"\x16\x03":  # a TLS greeting: servers do not wait for the rest of it
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+            self.transport.close()
         self.inbox += data
         self.news.set()
 
@@ -186,6 +214,7 @@ class Link(asyncio.Protocol):
     async def write(self, data: bytes) -> None:
         """Send, give the other side the chance to be heard, and wait while it is not taking any."""
         self.transport.write(data)
+        self.written += len(data)
         await asyncio.sleep(0)
         await self.writable.wait()
         if self.left.is_set():
@@ -201,6 +230,23 @@ class Link(asyncio.Protocol):
                 task.cancel()
         if self.left.is_set():
             raise ClientLeft
+
+    async def stay_silent(self) -> None:
+        """Wait until the client leaves."""
+        await self.unless_left(asyncio.Event().wait())
+
+    async def released(self) -> None:
+        """Wait for one release."""
+        if self.state.permits.locked():
+            await self.unless_left(self.state.permits.acquire())
+        else:
+            await self.state.permits.acquire()
+
+    def reset(self) -> None:
+        """Leave with a reset instead of an end."""
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
@@ -309,6 +355,13 @@ async def behave(link: Link, record: Record, raw: bytes) -> None:
     state.times_seen[behaviour] += 1
     if behaviour.endswith("-once"):
         behaviour = behaviour.removesuffix("-once") if state.times_seen[behaviour] == 1 else "ok"
+    elif behaviour == "seeded":
+        behaviour = by_dice(state, record, raw)
+    elif behaviour == "switched":
+        behaviour = "error-500" if state.permits.locked() else "ok"
+        if behaviour == "ok":
+            await state.permits.acquire()
+    record.played = behaviour
     if behaviour not in BEHAVIOURS:
         record.status = 404
         await link.answer(404, error_body(f"the model {record.model!r} does not exist", "model_not_found"))
@@ -318,12 +371,43 @@ async def behave(link: Link, record: Record, raw: bytes) -> None:
         await link.answer(record.status, body, headers)
         return
     record.prompt_tokens = words_in(record.body.get("messages") or record.body.get("input") or "")
-    if record.path == "/v1/embeddings":
+    if behaviour in WIRE_FAULTS:
+        await misbehave(link, record, behaviour, raw)
+    elif record.path == "/v1/embeddings":
         await embed(link, record, behaviour)
     elif record.stream:
         await stream(link, record, behaviour, raw)
     else:
         await answer(link, record, behaviour, raw)
+
+
+def by_dice(state: State, record: Record, raw: bytes) -> str:
+    """Choose what to do by the seed, the prompt, and how often it has come: never by the order of arrival."""
+    state.times_seen[digest := hashlib.sha256(raw).hexdigest()] += 1
+    dice = random.Random(f"{state.seed}|{digest}|{state.times_seen[digest]}")
+    return dice.choice(SEEDED[record.stream]) if dice.random() < state.fault_rate else "ok"
+
+
+async def misbehave(link: Link, record: Record, behaviour: str, raw: bytes) -> None:
+    """Answer with a fault on the wire. What was asked for has been generated, and is billed."""
+    if behaviour.startswith(("unavailable", "rate-limited", "redirect")):
+        record.prompt_tokens = 0  # nothing was
+    message, finish_reason, tokens = message_for(link.state, record, "ok", raw)
+    events = [event async for event in with_faults(link, record, "ok", deltas_of(message), finish_reason, usage=True)]
+    record.completion_tokens = tokens if record.prompt_tokens else 0
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    body = {**envelope(record, "chat.completion"), "choices": [choice], "usage": usage_of(record)}
+    record.status, before = 200, link.written
+    try:
+        end = await play(link, behaviour, Proper(body=dumps(body), events=events, stream=record.stream))
+    finally:
+        record.sent_bytes = link.written - before
+    match end:
+        case "close":
+            raise HangUp
+        case "reset":
+            link.reset()
+            raise HangUp
 
 
 async def embed(link: Link, record: Record, behaviour: str) -> None:
@@ -425,6 +509,16 @@ async def with_faults(
     if answers > 1:
         yield event({"role": "assistant", "content": "No"}, "stop", index=0)
     yield event({"role": "assistant", "content": None if "tool_calls" in deltas[0] else ""})
+    match behaviour:
+        case "role-drop":
+            raise HangUp
+        case "role-error":
+            yield b"data: " + error_body("the model is overloaded", "server_error") + b"\n\n"
+            return
+        case "role-hang":
+            while True:
+                await link.unless_left(link.state.permits.acquire())
+                yield b": patience\n\n"
     for index, delta in enumerate(deltas):
         if index == len(deltas) // 2:
             match behaviour:
@@ -571,12 +665,23 @@ REFUSALS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "proxy-503": (503, PAGE, {"content-type": "text/html"}),
     "proxy-408": (408, PAGE, {"content-type": "text/html"}),
     "proxy-json-503": (503, dumps({"message": "Service Unavailable"}), {}),
+    "rate-limited-bare": (429, error_body("Rate limit reached", "rate_limit_error"), {}),
     "unauthorized": (401, error_body("Incorrect API key provided", "invalid_request_error"), {}),
     "bad-request": (400, error_body("Unsupported value", "invalid_request_error"), {}),
+    "too-long": (400, error_body("This model's maximum context length is 8 tokens.", "invalid_request_error"), {}),
+    "not-allowed": (400, error_body("Output blocked by content filtering policy", "invalid_request_error"), {}),
     "redirect": (307, b"", {"location": "/_trap"}),
     "accepted": (202, dumps({"id": "job_1", "status": "queued"}), {}),
     "no-content": (204, b"", {}),
 }
+
+
+def untrusted() -> ssl.SSLContext:
+    """TLS with a certificate that no authority has signed."""
+    data = Path(__file__).parent / "data"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(data / "loopback.crt", data / "loopback.key")
+    return context
 
 
 async def main() -> None:
@@ -587,21 +692,31 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay-s", type=float, default=float(os.environ.get("FAULTY_DELAY_S", "30")))
     parser.add_argument("--many", type=int, default=2000, help="words in an answer of many-chunks")
+    parser.add_argument("--seed", default="", help="what the dice of `seeded` are thrown by")
+    parser.add_argument("--fault-rate", type=float, default=0.2, help="the share of faults of `seeded`")
+    parser.add_argument("--tls", action="store_true", help="listen on a second port, with TLS")
     options = parser.parse_args()
-    state = State(delay_s=options.delay_s, many=options.many)
+    state = State(delay_s=options.delay_s, many=options.many, seed=options.seed, fault_rate=options.fault_rate)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Link(state), "127.0.0.1", options.port, backlog=1024)
-    port = server.sockets[0].getsockname()[1]
-    print(f"listening on http://127.0.0.1:{port}", flush=True)  # noqa: T201 - whoever started it waits for this
+    roots = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"]
+    if options.tls:
+        second = await loop.create_server(lambda: Link(state), "127.0.0.1", 0, ssl=untrusted())
+        roots.append(f"https://127.0.0.1:{second.sockets[0].getsockname()[1]}")
+    print(f"listening on {' '.join(roots)}", flush=True)  # noqa: T201 - whoever started it waits for this
     await server.serve_forever()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultyProvider:
-    """The handle of a running provider. `root` is its origin, `base_url` what an OpenAI client is given."""
+    """The handle of a running provider. `root` is its origin, `base_url` what an OpenAI client is given.
+
+    `tls_root` is its other origin, where it was started with `--tls`.
+    """
 
     root: str
     pid: int
+    tls_root: str = ""
 
     @property
     def base_url(self) -> str:
@@ -635,7 +750,8 @@ def run_faulty_provider(*flags: str) -> Iterator[FaultyProvider]:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("listening on "), f"the faulty provider did not start: {line!r}"
-            yield FaultyProvider(root=line.removeprefix("listening on ").strip(), pid=process.pid)
+            root, _, tls_root = line.removeprefix("listening on ").strip().partition(" ")
+            yield FaultyProvider(root=root, pid=process.pid, tls_root=tls_root)
         finally:
             process.terminate()
             process.wait(timeout=10)

@@ -15,6 +15,10 @@ RUN_BUDGET: Final = "x-nemo-run-budget"  # dollars, e.g. "0.50"
 RUN_MAX_CALLS: Final = "x-nemo-run-max-calls"
 TRACEPARENT: Final = "traceparent"
 
+# Request: how long the client waits, so that no attempt begins that nobody would hear of.
+TIMEOUT_MS: Final = "x-nemo-timeout-ms"
+STAINLESS_READ_TIMEOUT_S: Final = "x-stainless-read-timeout"  # sent by OpenAI's and Anthropic's clients
+
 # Other products' grouping headers, understood unchanged, in this order of precedence.
 RUN_ALIASES: Final = (
     "x-litellm-session-id",
@@ -26,10 +30,13 @@ RUN_ALIASES: Final = (
 
 # Response, on every answer.
 REQUEST_ID: Final = "x-nemo-request-id"
+OPENAI_REQUEST_ID: Final = "x-request-id"  # the same again, where OpenAI's clients look for it
+ANTHROPIC_REQUEST_ID: Final = "request-id"  # and where Anthropic's do
 REQUEST_COST: Final = "x-nemo-request-cost"  # dollars; absent when unknown, never 0 for unknown
 LATENCY_MS: Final = "x-nemo-latency-ms"
 PROVIDER: Final = "x-nemo-provider"
 ATTEMPTS: Final = "x-nemo-attempts"
+CACHE: Final = "x-nemo-cache"  # `hit` or `miss`, where the role has its answers kept
 GUARDRAILS_APPLIED: Final = "x-nemo-guardrails-applied"
 BUDGET_REMAINING: Final = "x-nemo-budget-remaining"  # dollars left in the tightest budget
 BUDGET_WARNING: Final = "x-nemo-budget-warning"  # set when a budget is past alert_at

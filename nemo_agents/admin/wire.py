@@ -83,7 +83,13 @@ class TeamRow(msgspec.Struct, kw_only=True):
 
 
 class DeploymentRow(msgspec.Struct, kw_only=True):
-    """One deployment of a model group as `/model/info` shows it: `litellm_params.model` is `provider/model`."""
+    """One deployment of a model group as `/model/info` shows it: `litellm_params.model` is `provider/model`.
+
+    `litellm_params.order` is its tier, from the lowest, and `litellm_params.weight` its share. What LiteLLM has no
+    words for is in `model_info`, which LiteLLM keeps and ignores, and only where it says something:
+    `nemo_context_tokens`, and for the group as a whole, alike in all its rows, `nemo_strategy`, `nemo_retries`,
+    `nemo_fallback_on`. `nemo_applied` is the mark of what provisioning made of the group.
+    """
 
     model_name: str
     litellm_params: dict[str, Any]
@@ -187,6 +193,7 @@ class AttemptRow(msgspec.Struct, kw_only=True):
     latency_us: int | None = None
     held_nanos: int = 0
     cost_nanos: int | None = None
+    wait_ms: int = 0  # what was waited before it
 
 
 class CallRow(msgspec.Struct, kw_only=True):

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("observe", "logs", "Read the request log."),
     "events": ("events", "events", "Read alerts: budgets, spend spikes; --follow waits for more."),
     "view": ("observe", "view", "Open the run viewer in the browser."),
+    "models": ("models", "models", "Which models can be reached, and what others lack."),
     "prices": ("prices", "prices", "The prices that count; give the gateway another table (update)."),
     "ledger": ("ledger", "ledger", "Recompute every balance from the ledger's entries (verify)."),
     "doctor": ("doctor", "doctor", "Check this machine's set-up and say what to mend."),

@@ -27,7 +27,6 @@ _PARTS = {
     "openai": "openai",
     "gateway": "uvicorn starlette sqlalchemy alembic genai-prices httptools jinja2 structlog",
 }
-_COMPROMISED_LITELLM = ("1.82.7", "1.82.8", "1.107.")
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _INDENT = 6
 # What setuptools installs beside itself, to the letter.
@@ -88,8 +87,10 @@ def _packages() -> Iterator[_Finding]:
             )
         else:
             yield _Finding(level="ok", what=f"extra [{extra}] is installed")
+    from nemo_agents.gateway.providers.known import COMPROMISED_LITELLM
+
     litellm = _installed("litellm")
-    if litellm and litellm.startswith(_COMPROMISED_LITELLM):
+    if litellm and litellm.startswith(COMPROMISED_LITELLM):
         yield _Finding(
             level="fail",
             what=f"litellm {litellm} is a release that was compromised",
@@ -122,12 +123,13 @@ def _folder(home: Path) -> Iterator[_Finding]:
 
 
 def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
-    from nemo_agents.admin import observe
+    from nemo_agents.admin import models, observe
 
     try:
         with admin_client(url, home) as client:
             yield from _readiness(client, url)
             info = client.run(observe.info())
+            providers = client.run(models.check())
             problems = client.run(observe.verify()).get("problems", [])
     except AdminError as error:
         yield _Finding(level="fail", what=f"the gateway at {url} refuses: {error}")
@@ -136,6 +138,8 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
         yield _Finding(level="warn", what=str(error))
         return
     yield _Finding(level="ok", what=f"gateway {info['version']} at {url}; providers: {', '.join(info['providers'])}")
+    for found in providers:
+        yield _Finding(level=found.level, what=f"provider {found.provider}: {found.what}", remedy=found.remedy)
     if info.get("stand_in"):
         yield _Finding(
             level="warn",

@@ -149,10 +149,15 @@ def _model_text(call: CallRow) -> Text:
 
 
 def served_by(call: CallRow) -> str | None:
-    """Return who served a call, `openai`, or with what where that is not what was asked for: `openai/o3-mini`."""
+    """Return who served a call, `openai`, or with what where that is not what was asked for: `openai/o3-mini`.
+
+    An answer that was given again was served by nobody: `cached`.
+    """
     asked = call.model_asked or call.endpoint
     if not call.provider or not call.model_served:
         return None
+    if call.provider == "cache":
+        return "cached"
     served = call.model_served
     same = served == asked or asked.endswith(f"/{served}") or served.endswith(f"/{asked}")
     return call.provider if same else f"{call.provider}/{served}"

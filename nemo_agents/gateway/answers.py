@@ -1,9 +1,8 @@
-"""Bytes and headers of the data plane's answers: refusals, errors, and the headers that every answer carries."""
+"""Bytes and headers of the data plane's answers; what a refusal says is told by the wire of the request."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,39 +10,10 @@ import msgspec
 from nemo_agents.admin import headers as h
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["Headers", "Send", "error_body", "refusal_headers", "send_json", "start_stream", "stream_error"]
+__all__ = ["Headers", "Send", "refusal_headers", "send_json", "start_stream"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = dict[str, str]
-
-_TYPES = {
-    401: "authentication_error",
-    402: "budget_exceeded",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-}
-
-
-def error_body(refusal: Refusal, request_id: str) -> dict[str, Any]:
-    """Return the OpenAI error envelope, with what beyond OpenAI's fields helps to decide what to do next."""
-    kind = _TYPES.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
-    error: dict[str, Any] = {
-        "message": refusal.message,
-        "type": kind,
-        "param": refusal.param,
-        "code": str(refusal.code),
-    }
-    if refusal.scope is not None:
-        error["scope"] = refusal.scope
-    if refusal.limit is not None:
-        error["limit"] = refusal.limit
-    if refusal.resets_at_us is not None:
-        error["resets_at"] = datetime.fromtimestamp(refusal.resets_at_us / 1e6, tz=UTC).isoformat()
-    if refusal.retry_after_ms is not None:
-        error["retry_after_ms"] = refusal.retry_after_ms
-    return {"error": error, "request_id": request_id}
 
 
 def refusal_headers(refusal: Refusal) -> Headers:
@@ -76,11 +46,6 @@ async def start_stream(send: Send, headers: Mapping[str, str]) -> None:
     """Begin an event stream."""
     base = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
     await send({"type": "http.response.start", "status": 200, "headers": _encode({**base, **headers}.items())})
-
-
-def stream_error(refusal: Refusal, request_id: str) -> bytes:
-    """Return the event that ends a broken stream, in the form that OpenAI's clients raise."""
-    return b"data: " + msgspec.json.encode(error_body(refusal, request_id)) + b"\n\n"
 
 
 def _encode(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 from nemo_agents.errors import Code
-from nemo_agents.gateway.answers import Send, error_body, send_json
+from nemo_agents.gateway.answers import Send, send_json
 from nemo_agents.gateway.dataplane import DataPlane
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.hosts import host_allowed
 from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.wires.envelope import openai_error
 
 __all__ = ["GatewayApp"]
 
@@ -35,7 +36,7 @@ class GatewayApp:
         # Binding to loopback does not keep web pages out: a page may rebind its own host name to 127.0.0.1.
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
         if not self._host_allowed(host):
-            await send_json(send, _MISDIRECTED.status, error_body(_MISDIRECTED, ""), {})
+            await send_json(send, _MISDIRECTED.status, openai_error(_MISDIRECTED, ""), {})
         elif scope["path"].startswith("/v1/"):
             await self._data_plane(scope, receive, send)
         else:

@@ -14,27 +14,33 @@ import structlog
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, send_json
+from nemo_agents.gateway.cache.replay import answer_from_cache, cache_key
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
+from nemo_agents.gateway.modellist import ModelList, model_object, models_object
 from nemo_agents.gateway.outages import Complaints
 from nemo_agents.gateway.relay import relay
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.policy import guardrails as guards
-from nemo_agents.policy.admission import ENDPOINTS, NOT_FROM_CLIENTS, Endpoint, check_shape, check_tools
+from nemo_agents.policy.admission import NOT_FROM_CLIENTS, check_tools, other_models
 from nemo_agents.policy.grouping import own_run, run_of
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.loops import digest
 from nemo_agents.policy.rates import WINDOW_US, RateScope, Reading
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import allowed
+from nemo_agents.policy.wires.base import Wire
+from nemo_agents.policy.wires.chat import CHAT
+from nemo_agents.policy.wires.table import WIRES
 
 __all__ = ["DataPlane", "bearer", "decode_headers"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _LONG_TEXT_BYTES = 64 * 1024
+_MODEL_NAME_MAX = 256
 _log = structlog.get_logger("nemo_agents.gateway")
-_MODELS = Endpoint(path="/v1/models", upstream_path="/models", kind="chat")
+_MODELS = "/v1/models"
 
 
 class DataPlane:
@@ -42,6 +48,7 @@ class DataPlane:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._models = ModelList(gateway)
         self._no_store = Complaints(_log, "store unavailable")
         self._no_limiter = Complaints(_log, "limiter unavailable")
 
@@ -53,7 +60,7 @@ class DataPlane:
             send=send,
             request_id=gateway.ids.request_id(),
             started_us=gateway.clock.now_us(),
-            endpoint=ENDPOINTS.get(scope["path"], _MODELS),
+            wire=WIRES.get(scope["path"], CHAT),
             headers=decode_headers(scope),
         )
         try:
@@ -74,14 +81,18 @@ class DataPlane:
             await self._answer_fault(x, _INTERNAL)
 
     async def _serve(self, x: Exchange, scope: MutableMapping[str, Any], receive: Receive) -> None:
-        if scope["path"] == _MODELS.path and scope["method"] == "GET":
+        path: str = scope["path"]
+        if path not in WIRES:
+            if path != _MODELS and not path.startswith(f"{_MODELS}/"):
+                raise Denied(_not_found(path))
+            if scope["method"] != "GET":
+                raise Denied(_WRONG_METHOD)
             await self._authenticate(x)
             await self._look(x)
-            await send_json(x.send, 200, self._models(x), x.common_headers())
+            await self._tell_models(x, path.removeprefix(_MODELS).removeprefix("/"))
             return
-        if scope["path"] not in ENDPOINTS and scope["path"] != _MODELS.path:
-            raise Denied(_not_found(scope["path"]))
-        if scope["method"] != "POST" or scope["path"] == _MODELS.path:
+        x.is_call = True
+        if scope["method"] != "POST":
             raise Denied(_WRONG_METHOD)
         limit_bytes = self._gateway.settings.max_body_bytes
         if int(x.headers.get("content-length", "0") or 0) > limit_bytes:
@@ -90,10 +101,13 @@ class DataPlane:
         if x.headers.get("content-encoding", "identity") != "identity":
             raise Denied(_bad("Compressed request bodies are not accepted; send plain JSON."))
         raw = await _read_body(receive, limit_bytes)
-        x.body = _decode(raw, x.endpoint)
+        x.body = _decode(raw, x.wire)
         await self._check_again(x)
         await self._admit(x)
         await self._guard(x, in_thread=len(raw) > _LONG_TEXT_BYTES)
+        x.cache_key = cache_key(x)
+        if x.cache_key is not None and await answer_from_cache(x, x.cache_key, lambda: self._check_still_good(x)):
+            return
         await relay(x, receive, lambda: self._check_still_good(x))
 
     async def _authenticate(self, x: Exchange) -> None:
@@ -156,7 +170,10 @@ class DataPlane:
         fleet = gateway.fleet_of(grant)
         if fleet and not allowed(x.body["model"], fleet.models, provider_of=gateway.prices.provider_of):
             raise Denied(_model_not_allowed(x.body["model"], f"Fleet {fleet.fleet}", fleet.models, scope="fleet"))
-        refusal = check_tools(x.body, grant)
+        beside = other_models(x.body)
+        if beside is not None and (grant.models or (fleet and fleet.models)):
+            raise Denied(_models_beside(beside))
+        refusal = check_tools(x.body, x.wire.tools(x.body), grant)
         if refusal is not None:
             raise Denied(refusal)
         now_us = gateway.clock.now_us()
@@ -193,29 +210,32 @@ class DataPlane:
         if outcome.blocked is not None:
             raise Denied(guards.guardrail_refusal(outcome.blocked))
 
-    def _models(self, x: Exchange) -> dict[str, Any]:
-        grant = x.grant
-        assert grant is not None
-        groups = self._gateway.groups(grant.fleet)
-        names = [name for name in groups if allowed(name, grant.models, provider_of=self._gateway.prices.provider_of)]
-        names += [name for name in grant.models if name not in groups and "*" not in name]
-        owner = {"object": "model", "created": 0, "owned_by": "nemo-agents"}
-        return {"object": "list", "data": [{"id": name, **owner} for name in names]}
+    async def _tell_models(self, x: Exchange, name: str) -> None:
+        """Answer with the models that the key may use, or with the one of this name."""
+        assert x.grant is not None
+        names = await self._models.names(x.grant)
+        if name and name not in names:
+            raise Denied(_no_such_model(name))
+        await send_json(x.send, 200, model_object(name) if name else models_object(names), x.common_headers())
 
     async def _denied(self, x: Exchange, refusal: Refusal) -> None:
-        if not x.opened and x.grant is not None and x.endpoint is not _MODELS:
+        if not x.opened and x.grant is not None and x.is_call:
             await self._log_refusal(x, refusal)
+        elif x.grant is None:
+            self._gateway.metrics.refused(str(refusal.code), refusal.scope, None, None)
         if not x.started:
             if x.grant is not None and refusal is not _NO_RATES:
                 await self._look(x)
             await x.refuse(refusal)
+        elif x.streaming:
+            await _end_stream(x, refusal)
 
     async def _log_refusal(self, x: Exchange, refusal: Refusal) -> None:
         """Log a refusal, before it is answered: who is refused faster than that can be written waits for it."""
         try:
             await self._gateway.store.room_for_refusal()
         finally:  # also when the caller does not wait: its record does not depend on that
-            self._gateway.store.log_refusal(x.call_start(), x.call_refused(refusal))
+            x.log_refusal(refusal)
 
     async def _look(self, x: Exchange) -> None:
         """Read where the rates of a request stand that was never counted, for the headers of its answer."""
@@ -233,6 +253,13 @@ class DataPlane:
     async def _answer_fault(self, x: Exchange, refusal: Refusal) -> None:
         if not x.started:  # a hold that was open has been resolved where it was taken
             await x.refuse(refusal)
+        elif x.streaming and refusal is _UNAVAILABLE:
+            await _end_stream(x, refusal)
+
+
+async def _end_stream(x: Exchange, refusal: Refusal) -> None:
+    """Tell a refusal of a further attempt to a client that has seen heartbeats, and nothing else."""
+    await x.deliver(x.send({"type": "http.response.body", "body": x.wire.stream_error(refusal, x.request_id)}))
 
 
 def _repeat(x: Exchange, grant: Grant) -> Repeat | None:
@@ -286,15 +313,19 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
             return b"".join(parts)
 
 
-def _decode(raw: bytes, endpoint: Endpoint) -> dict[str, Any]:
+def _decode(raw: bytes, wire: Wire) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise Denied(_bad(f"The body is not valid JSON: {_reason(error)}.")) from None
-    refusal = check_shape(body, endpoint)
+    if not isinstance(body, dict):
+        raise Denied(_bad("The body must be a JSON object."))
+    model = body.get("model")
+    if not isinstance(model, str) or not model or len(model) > _MODEL_NAME_MAX:
+        raise Denied(_bad("`model` must be the name of a model or a model group.", "model"))
+    refusal = wire.check(body)
     if refusal is not None:
         raise Denied(refusal)
-    assert isinstance(body, dict)
     for name in NOT_FROM_CLIENTS & body.keys():
         del body[name]  # neither a provider nor the request log gets to see it
     return body
@@ -320,7 +351,16 @@ def _not_found(path: str) -> Refusal:
     return Refusal(
         status=404,
         code=Code.NOT_FOUND,
-        message=f"No such endpoint: {path[:100]}. There are /v1/chat/completions, /v1/embeddings and /v1/models.",
+        message=f"No such endpoint: {path[:100]}. There are {', '.join(WIRES)} and {_MODELS}.",
+    )
+
+
+def _no_such_model(name: str) -> Refusal:
+    return Refusal(
+        status=404,
+        code=Code.MODEL_NOT_FOUND,
+        message=f"This key may use no model of the name {name[:100]!r}; GET {_MODELS} lists those that it may.",
+        param="model",
     )
 
 
@@ -353,8 +393,20 @@ def _model_not_allowed(model: str, who: str, models: tuple[str, ...], *, scope: 
     )
 
 
+def _models_beside(field: str) -> Refusal:
+    return Refusal(
+        status=403,
+        code=Code.MODEL_NOT_ALLOWED,
+        message=f"`{field}` names further models, which this key's list of models is not asked about. Leave it out, "
+        "and declare a model group in the fleet instead.",
+        param=field,
+        scope="role",
+        limit="models",
+    )
+
+
 _WRONG_METHOD = Refusal(
-    status=405, code=Code.METHOD_NOT_ALLOWED, message="Use POST for completions and embeddings, GET for /v1/models."
+    status=405, code=Code.METHOD_NOT_ALLOWED, message=f"Use GET for {_MODELS}, POST for everything else."
 )
 _UNAVAILABLE = Refusal(
     status=503,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ class Departure:
 
     def __init__(self, receive: Receive, drain_s: float) -> None:
         self._receive = receive
-        self._drain_s = drain_s
+        self.drain_s = drain_s  # as the provider that is asked now has it
         self._left = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -43,17 +44,25 @@ class Departure:
         if not self.gone:
             self._left.set()
             if self._deadline is not None:
-                self._deadline.reschedule(asyncio.get_running_loop().time() + self._drain_s)
+                self._deadline.reschedule(asyncio.get_running_loop().time() + self.drain_s)
 
     @asynccontextmanager
     async def patience(self) -> AsyncIterator[None]:
         """Run a part of the call. Raises TimeoutError when it still runs `drain_s` after the client left."""
-        async with asyncio.timeout(self._drain_s if self.gone else None) as deadline:
+        async with asyncio.timeout(self.drain_s if self.gone else None) as deadline:
             self._deadline = deadline
             try:
                 yield
             finally:
                 self._deadline = None
+
+    async def pause(self, seconds: float) -> None:
+        """Wait; raise TimeoutError as soon as there is nobody left to wait for."""
+        self.watch()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._left.wait(), seconds)
+        if self.gone:
+            raise TimeoutError
 
     def close(self) -> None:
         """Watch no longer."""

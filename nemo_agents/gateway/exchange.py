@@ -12,17 +12,18 @@ import msgspec
 
 from nemo_agents.admin import headers as h
 from nemo_agents.admin.wire import Shadowed
-from nemo_agents.gateway.answers import Headers, Send, error_body, refusal_headers, send_json
+from nemo_agents.gateway.answers import Headers, Send, refusal_headers, send_json
 from nemo_agents.gateway.limiter.base import Entry, Reading
 from nemo_agents.gateway.state import Gateway
-from nemo_agents.gateway.stores.base import CallEnd, CallStart
+from nemo_agents.gateway.stores.base import AttemptEnd, CallEnd, CallStart
 from nemo_agents.money import dollars_text
-from nemo_agents.policy.admission import Endpoint, past_alert
+from nemo_agents.policy.admission import past_alert
 from nemo_agents.policy.grouping import RunRef
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance
 from nemo_agents.policy.rates import RateScope, newer_readings, rate_headers
 from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.wires.base import Wire
 
 __all__ = ["Denied", "Exchange"]
 
@@ -46,7 +47,7 @@ class Exchange:
     send: Send
     request_id: str
     started_us: int
-    endpoint: Endpoint
+    wire: Wire
     headers: dict[str, str]
     t0_ns: int = field(default_factory=time.perf_counter_ns)
     grant: Grant | None = None
@@ -67,6 +68,8 @@ class Exchange:
     opened: bool = False  # the store has the intent row: end it with close_call, not log_refusal
     started: bool = False
     streaming: bool = False
+    is_call: bool = False  # something that the request log is about
+    cache_key: bytes | None = None  # what its answer is kept under, where its role has answers kept
 
     @property
     def run_id(self) -> str:
@@ -94,9 +97,8 @@ class Exchange:
         """Return the prompt and the other parameters as the log keeps them: nothing before the guardrails have run."""
         if not self.guarded or self.gateway.settings.content == "none":
             return None, None
-        field = "messages" if self.endpoint.kind == "chat" else "input"
-        parts = self.body[field] if field == "messages" else [self.body[field]]
-        others = {name: value for name, value in self.body.items() if name != field}
+        fields, parts = self.wire.prompt(self.body)
+        others = {name: value for name, value in self.body.items() if name not in fields}
         return tuple(msgspec.json.encode(part) for part in parts), msgspec.json.encode(others)
 
     def call_start(self) -> CallStart:
@@ -117,7 +119,7 @@ class Exchange:
             caps=self.run.caps,
             step=self.run.step,
             parent_step=self.run.parent_step,
-            endpoint=self.endpoint.path,
+            endpoint=self.wire.path,
             stream=self.body.get("stream") is True,
             model_asked=self.model_asked,
             guardrails=self.guardrail_notes,
@@ -149,9 +151,29 @@ class Exchange:
             provider=self.provider,
         )
 
+    def close(self, end: CallEnd, attempt: AttemptEnd | None) -> None:
+        """Record the end of a call whose intent the store has."""
+        self.gateway.store.close_call(end, attempt)
+        self._count(end)
+
+    def log_refusal(self, refusal: Refusal) -> None:
+        """Record a call that was refused before the store had its intent."""
+        end = self.call_refused(refusal)
+        self.gateway.store.log_refusal(self.call_start(), end)
+        self._count(end)
+
+    def _count(self, end: CallEnd) -> None:
+        fleet, role = (None, None) if self.grant is None else (self.grant.fleet, self.grant.role)
+        self.gateway.metrics.logged(end, endpoint=self.wire.name, fleet=fleet, role=role, started_us=self.started_us)
+
     def common_headers(self, *, cost_nanos: int | None = None) -> Headers:
         """Return the headers that every answer carries; without a grant, only the request's id and time."""
-        headers = {h.REQUEST_ID: self.request_id, h.LATENCY_MS: f"{self.elapsed_us() / 1000:.2f}"}
+        theirs = h.ANTHROPIC_REQUEST_ID if self.wire.name == "messages" else h.OPENAI_REQUEST_ID
+        headers = {
+            h.REQUEST_ID: self.request_id,
+            theirs: self.request_id,
+            h.LATENCY_MS: f"{self.elapsed_us() / 1000:.2f}",
+        }
         if self.grant is None:
             return headers
         headers[h.RUN_ID] = self.run_id
@@ -171,6 +193,8 @@ class Exchange:
             headers[h.BUDGET_WARNING] = warning
         if self.clamped is not None:
             headers[h.MAX_TOKENS_CLAMPED] = str(self.clamped)
+        if self.cache_key is not None:
+            headers[h.CACHE] = "miss"  # a hit says otherwise
         if self.shadow:
             headers[h.SHADOW] = ", ".join(dict.fromkeys([name for name, _ in self.shadow]))
         if self.readings:
@@ -180,7 +204,7 @@ class Exchange:
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal; `started` must be False."""
         headers = self.common_headers() | refusal_headers(refusal)
-        await self.answer(refusal.status, error_body(refusal, self.request_id), headers)
+        await self.answer(refusal.status, self.wire.error_body(refusal, self.request_id), headers)
 
     async def answer(self, status: int, body: object, headers: Headers) -> None:
         """Answer with JSON (bytes are JSON already); whoever does not read it goes without."""

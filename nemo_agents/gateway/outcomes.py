@@ -12,7 +12,9 @@ from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
 from nemo_agents.gateway.ports import ProviderResponse, UpstreamError
 from nemo_agents.gateway.upstream import read_all
-from nemo_agents.policy.refusal import Refusal
+from nemo_agents.policy.failover import Fault
+from nemo_agents.policy.faults import FaultKind, kind_of_refusal
+from nemo_agents.policy.refusal import Refusal, Tried
 from nemo_agents.policy.routing import Target
 from nemo_agents.policy.settlement import is_own_error
 from nemo_agents.policy.usage import Usage
@@ -34,9 +36,21 @@ class Failure:
     sent: bool
     timed_out: bool = False
     retry_after_ms: int | None = None
+    kind: FaultKind | None = None  # what a provider's own 400 was about
     body: bytes | None = None  # the provider's own words, where they are the client's to read
     own_error: bool = False  # the provider itself said so, and not something in between
     refusal: Refusal | None = None  # why nothing was sent, where that is ours to say
+
+    @property
+    def fault(self) -> Fault:
+        """What decides on the next attempt."""
+        return Fault(
+            status=self.status,
+            kind=self.kind,
+            timed_out=self.timed_out,
+            retry_after_ms=self.retry_after_ms,
+            sent=self.sent,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +90,7 @@ async def read_failure(response: ProviderResponse) -> Failure:
         message=f"the provider answered {response.status}: {_said(decoded)}",
         sent=True,
         retry_after_ms=_retry_after_ms(response.headers),
+        kind=kind_of_refusal(response.status, decoded),
         body=raw if keep else None,
         own_error=is_own_error(decoded),
     )
@@ -96,9 +111,9 @@ def _retry_after_ms(headers: Mapping[str, str]) -> int | None:
     return None
 
 
-def final_refusal(last: Failure, target: Target, attempts: int) -> Refusal:
+def final_refusal(last: Failure, target: Target, attempts: tuple[Tried, ...]) -> Refusal:
     """Return what the client is told after the last attempt. A provider's own limit stays a 429, to be waited out."""
-    tried = f" after {attempts} attempts" if attempts > 1 else ""
+    tried = f" after {len(attempts)} attempts" if len(attempts) > 1 else ""
     where = f"{target.provider}/{target.model}"
     if last.status == 429:
         return Refusal(
@@ -108,11 +123,14 @@ def final_refusal(last: Failure, target: Target, attempts: int) -> Refusal:
             scope="provider",
             limit="provider",
             retry_after_ms=last.retry_after_ms,
+            attempts=attempts,
         )
     if last.body is not None and last.status is not None:
-        return Refusal(status=last.status, code=Code.INVALID_REQUEST, message=last.message, scope="provider")
-    if last.timed_out:
         return Refusal(
-            status=504, code=Code.UPSTREAM_TIMEOUT, message=f"{where} did not answer in time{tried}: {last.message}."
+            status=last.status, code=Code.INVALID_REQUEST, message=last.message, scope="provider", attempts=attempts
         )
-    return Refusal(status=502, code=Code.UPSTREAM_ERROR, message=f"{where} failed{tried}: {last.message}.")
+    if last.timed_out:
+        message = f"{where} did not answer in time{tried}: {last.message}."
+        return Refusal(status=504, code=Code.UPSTREAM_TIMEOUT, message=message, attempts=attempts)
+    message = f"{where} failed{tried}: {last.message}."
+    return Refusal(status=502, code=Code.UPSTREAM_ERROR, message=message, attempts=attempts)

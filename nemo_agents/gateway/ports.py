@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
+
+from nemo_agents.policy.wires.base import WireName
 
 __all__ = ["Provider", "ProviderRequest", "ProviderResponse", "UpstreamError"]
 
@@ -13,12 +15,15 @@ __all__ = ["Provider", "ProviderRequest", "ProviderResponse", "UpstreamError"]
 class ProviderRequest:
     """One request to a provider: a path below its base URL and a JSON body, already in the provider's model names.
 
+    A provider picks credentials and headers by `wire`. `headers` are what passes from the client, names in lower case.
     Time-outs in seconds: to connect, to the first byte of the answer, and between bytes.
     """
 
+    wire: WireName = "chat"
     path: str  # e.g. "/chat/completions"
     body: bytes
     stream: bool
+    method: Literal["POST", "GET"] = "POST"
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 120.0
     idle_timeout_s: float = 60.0

@@ -79,7 +79,24 @@ class PriceBook:
         for name in (f"{provider}/{model}", model, f"{provider}/*"):
             if name in self._declared:
                 return self._declared[name]
-        return self.load().price(self._priced_as.get(provider, provider), model)
+        return self.load().price(*self._in_table(provider, model))
+
+    def context_tokens(self, provider: str, model: str) -> int | None:
+        """Return how many tokens a model's context has at a provider; None when that is not known.
+
+        The sandbox takes what the model it stands for does.
+        """
+        if provider == SANDBOX:
+            named, slash, rest = model.partition("/")
+            if not slash:
+                named, rest = self.provider_of(model) or "", model
+            return None if named in ("", SANDBOX) else self.context_tokens(named, rest)
+        return self.load().context_tokens(*self._in_table(provider, model))
+
+    def _in_table(self, provider: str, model: str) -> tuple[str, str]:
+        """Return provider and model as the table has them; at Vertex AI the publisher is part of a model's name."""
+        seller = self._priced_as.get(provider, provider)
+        return seller, model.removeprefix("google/") if seller == "gemini" else model
 
     def provider_of(self, model: str) -> str | None:
         """Return the provider that a bare model name belongs to; None when no provider is known for it.

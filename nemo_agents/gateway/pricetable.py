@@ -84,6 +84,11 @@ class PriceTable:
         found = self._find(provider, model)
         return None if found is None else self._convert(*found)
 
+    def context_tokens(self, provider: str, model: str) -> int | None:
+        """Return how many tokens a model's context has at a provider; None where the table does not say."""
+        found = self._find(provider, model)
+        return None if found is None else found[1].context_window or None
+
     def owner(self, model: str) -> str | None:
         """Return the provider whose naming a bare model name follows, also when it is too new to have a price."""
         lower = model.lower()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.exchange import Denied, Exchange
@@ -60,6 +61,10 @@ class Quote:
     tokens_in_max: int
     cap: int
 
+    def most_nanos(self, ask: Ask) -> int | None:
+        """Return what the attempt costs at most; None where no price is known, which is not free."""
+        return None if self.price is None else self.hold_nanos(ask)
+
     def hold_nanos(self, ask: Ask) -> int:
         """Return what the attempt costs at most; nothing where no price is known, which no budget lets pass."""
         if self.price is None:
@@ -94,7 +99,7 @@ def ask_of(x: Exchange) -> Ask:
     """Return what a request asks for. Raises Denied for parameters that cannot be meant."""
     content = content_of(x.body)
     text_bytes = bytes_read(x.body) - content.media_bytes
-    generates = x.endpoint.kind != "embeddings"
+    generates = x.wire.generates
     try:
         set_cap = output_cap(x.body, 0) if generates else 0
         answers = answers_asked(x.body) if generates else 1
@@ -110,12 +115,19 @@ def ask_of(x: Exchange) -> Ask:
     )
 
 
-def quote(x: Exchange, grant: Grant, target: Target, ask: Ask) -> Quote:
-    """Return the price of a request at a target: the target's own, else what the role declares for a request."""
+def quote(x: Exchange, grant: Grant, target: Target, ask: Ask, body: Mapping[str, Any] | None = None) -> Quote:
+    """Return the price of a request at a target: the target's own, else what the role declares for a request.
+
+    `body` is what the target reads, where that is not what the client wrote.
+    """
     price, fixed = _price(x, grant, target)
     if price is None or fixed:
         return Quote(price=price, fixed=fixed, tokens_in_max=0, cap=ask.cap)
-    tokens_in_max = x.gateway.bounds.input_tokens(target.provider, target.model, x.body, ask.text_bytes)
+    read: Mapping[str, Any] = x.body
+    text_bytes = ask.text_bytes
+    if body is not None:
+        read, text_bytes = body, bytes_read(body) - content_of(body).media_bytes
+    tokens_in_max = x.gateway.bounds.input_tokens(target.provider, target.model, read, text_bytes)
     return Quote(price=price, fixed=False, tokens_in_max=tokens_in_max, cap=ask.cap)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -13,24 +12,38 @@ from msgspec.structs import replace
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
-from nemo_agents.gateway.answers import stream_error
+from nemo_agents.gateway.attempt import (
+    Attempt,
+    after,
+    failed_end,
+    prepare,
+    settled,
+    tried,
+    upstream_body,
+    usage_facts,
+)
+from nemo_agents.gateway.cache.replay import keep_answer
 from nemo_agents.gateway.departure import Departure, Receive
 from nemo_agents.gateway.exchange import Denied, Exchange
+from nemo_agents.gateway.metrics.counters import AttemptResult, result_of
 from nemo_agents.gateway.outcomes import NOT_JSON, Answered, Failure, final_refusal, read_failure
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
-from nemo_agents.gateway.quote import Ask, Quote, affordable, ask_of, cannot_hold, quote
+from nemo_agents.gateway.providers import ProviderConfig
+from nemo_agents.gateway.quote import Ask, affordable, ask_of, cannot_hold, quote
+from nemo_agents.gateway.route import Go, Route
+from nemo_agents.gateway.settings import Settings
 from nemo_agents.gateway.state import CutOff, InFlight, Settled
-from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, StoreUnavailable
-from nemo_agents.gateway.streaming import Meter, relay_stream
+from nemo_agents.gateway.stores.base import AttemptEnd, CallEnd, StoreUnavailable
+from nemo_agents.gateway.streaming import Meter, Outlet, Reading, relay_stream
 from nemo_agents.gateway.upstream import read_all
+from nemo_agents.gateway.ways import Ways
 from nemo_agents.policy.admission import budget_refusal, run_refusal, shadow_budgets
-from nemo_agents.policy.ledger import Balance, Held, HoldRefused, RunRefused, Settlement
-from nemo_agents.policy.pricing import Price, cost_nanos, pinned_service_tier
-from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.routing import SANDBOX, Target, fallback_on
-from nemo_agents.policy.settlement import settle_answer, settle_broken, settle_cut, settle_failure
-from nemo_agents.policy.stream import answer_of
-from nemo_agents.policy.usage import Usage, usage_from_openai
+from nemo_agents.policy.deadline import deadline_us
+from nemo_agents.policy.failover import Fault
+from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
+from nemo_agents.policy.refusal import Refusal, Tried
+from nemo_agents.policy.routing import Target
+from nemo_agents.policy.usage import Usage
 
 __all__ = ["relay"]
 
@@ -41,29 +54,7 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Some providers create a completion and say 201; the client is told 200. Any other status below 400 brings no
 # answer that could be relayed: a failure, charged at the hold for what it may have set going.
 _ANSWERS = frozenset({200, 201})
-_OWN_PREFIX = "nemo_"
-_RARE_COUNTS = ("cache_write_1h_tokens", "audio_input_tokens", "image_input_tokens", "audio_output_tokens")
-_OWN_FIELDS = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
-
-
-@dataclass(slots=True, kw_only=True)
-class _Attempt:
-    """One attempt on its way. `balances` are its scopes' with its hold in them."""
-
-    start: AttemptStart
-    target: Target
-    quote: Quote
-    balances: tuple[Balance, ...] = ()
-
-    @property
-    def price(self) -> Price | None:
-        """What its tokens cost; None when nobody knows."""
-        return self.quote.price
-
-    @property
-    def served(self) -> str:
-        """The model's name as the log has it: what the sandbox stands in for, not where it would have come from."""
-        return self.target.model.rpartition("/")[2] if self.target.provider == SANDBOX else self.target.model
+_PASSED_ON = (b"anthropic-beta", b"anthropic-version")  # what steers an API and holds no credential
 
 
 async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], None]) -> None:
@@ -73,11 +64,12 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
     """
     grant, gateway = x.grant, x.gateway
     assert grant is not None
-    found = gateway.targets(x.body["model"], grant.fleet)
+    found = gateway.router.candidates(x.body["model"], grant.fleet)
     if isinstance(found, Refusal):
         raise Denied(found)
     ask = ask_of(x)
-    targets = affordable(x, found, ask)
+    ways = Ways(x)
+    targets = affordable(x, ways.passable(found.targets), ask)
     entry = await gateway.limiter.enter(gateway.clock.now_us(), x.rates, ask.tokens)
     x.entered(entry)
     if entry.refusal is not None:
@@ -88,12 +80,20 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
         assert task is not None
         flight = InFlight(grant_id=grant.grant_id, fleet=grant.fleet, run_id=x.run_id, task=task)
         client = Departure(receive, gateway.settings.drain_timeout_s)
-        journey = _Journey(x, client, flight, ask)
+        route = gateway.router.route(
+            targets,
+            found.options,
+            tokens_in=ask.tokens_in,
+            cost_nanos=lambda target: quote(x, grant, target, ask).most_nanos(ask),
+            deadline_us=deadline_us(x.headers, x.started_us),
+        )
+        journey = _Journey(x, client, flight, ask=ask, ways=ways, route=route)
         gateway.in_flight.add(flight)
         try:
             check_still_good()
-            await journey.travel(targets)
+            await journey.travel()
         finally:
+            journey.close()
             client.close()
             gateway.in_flight.discard(flight)
     finally:
@@ -103,14 +103,21 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
 class _Journey:
     """The attempts of one request."""
 
-    def __init__(self, x: Exchange, client: Departure, flight: InFlight, ask: Ask) -> None:
+    def __init__(self, x: Exchange, client: Departure, flight: InFlight, *, ask: Ask, ways: Ways, route: Route) -> None:
         self._x = x
         self._client = client
         self._flight = flight
         self._ask = ask
-        self._stream = x.endpoint.kind == "chat" and x.body.get("stream") is True
-        self._open: _Attempt | None = None
+        self._ways = ways
+        self._route = route
+        self._stream = x.wire.generates and x.body.get("stream") is True
+        self._out = Outlet(x, client, x.gateway.settings.heartbeat_s)
+        if self._stream and x.cache_key is not None:
+            self._out.kept = bytearray()
+        self._open: Attempt | None = None
         self._failed: Failure | None = None  # how the open attempt failed, once it has
+        self._asked: Target | None = None  # where the attempt is of which the route awaits how it went
+        self._tried: list[Tried] = []
         self._tokens = 0  # what attempts are known to have used
         self._guesses = 0  # attempts that may have used what nobody knows
 
@@ -124,9 +131,15 @@ class _Journey:
             return None
         return self._tokens + self._guesses * self._ask.tokens
 
-    async def travel(self, targets: Sequence[Target]) -> None:
+    def close(self) -> None:
+        """Let go of what is left, however the journey ended."""
+        self._out.close()
+        if self._asked is not None:
+            self._route.left(self._asked)
+
+    async def travel(self) -> None:
         try:
-            await self._attempts(targets)
+            await self._attempts()
         except asyncio.CancelledError:
             if self._flight.cut is None:
                 self._settle_unknown("abandoned", 499, None, "the gateway was shut down, or the client left")
@@ -143,42 +156,30 @@ class _Journey:
             self._settle_unknown("failed", 500, Code.INTERNAL_ERROR, type(error).__name__)
             raise
 
-    async def _attempts(self, targets: Sequence[Target]) -> None:
-        failures: list[Failure] = []
-        for n, target in enumerate(targets, start=1):
-            attempt = await self._hold(self._prepare(target, n), failures[-1] if failures else None)
+    async def _attempts(self) -> None:
+        go: Go | None = self._route.start()
+        failure: Failure | None = None
+        while go is not None:
+            if go.wait_ms:
+                await self._client.pause(go.wait_ms / 1000)
+            n = len(self._tried) + 1
+            attempt = prepare(self._x, self._ask, go, self._ways.known(go.target), n)
+            attempt = await self._hold(attempt, failure)
             failure = self._unholdable(attempt) or await self._ask_provider(attempt)
             if failure is None:
                 return
-            failures.append(failure)
             self._failed = failure
-            if n == len(targets) or not fallback_on(failure.status):
-                break
-        await self._give_up(failures)
+            self._tried.append(tried(self._x, attempt, failure))
+            self._measured(attempt, result_of(failure.status, timed_out=failure.timed_out, sent=failure.sent))
+            if self._client.gone:
+                raise TimeoutError
+            self._asked = None
+            go = self._route.failed(go.target, None if failure.refusal is not None else failure.fault)
+        assert failure is not None
+        await self._give_up(failure)
 
     # --- before the send ----------------------------------------------------------------------------------------
-    def _prepare(self, target: Target, n: int) -> _Attempt:
-        x = self._x
-        grant, gateway = x.grant, x.gateway
-        assert grant is not None
-        grant = gateway.keyring.current(grant)  # a budget or price may have been declared since the attempt before
-        now_us = gateway.clock.now_us()
-        quoted = quote(x, grant, target, self._ask)
-        start = AttemptStart(
-            hold_id=f"{x.request_id}.{n}",
-            n=n,
-            model=target.model,
-            provider=target.provider,
-            reason="first" if n == 1 else "fallback",
-            started_us=now_us,
-            hold_nanos=quoted.hold_nanos(self._ask),
-            scopes=gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=now_us),
-            price_version=quoted.price.version if quoted.price else None,
-            expires_us=now_us + int(gateway.settings.hold_ttl_s * 1e6),
-        )
-        return _Attempt(start=start, target=target, quote=quoted)
-
-    async def _hold(self, attempt: _Attempt, failed: Failure | None) -> _Attempt:
+    async def _hold(self, attempt: Attempt, failed: Failure | None) -> Attempt:
         """Hold for an attempt; where the budgets leave less than that and the caller set no cap, with a lower one."""
         x = self._x
         outcome = await self._try_hold(attempt, failed)
@@ -189,11 +190,11 @@ class _Journey:
             if smaller is None:
                 break
             start = replace(attempt.start, hold_nanos=smaller.hold_nanos(self._ask))
-            attempt = _Attempt(start=start, target=attempt.target, quote=smaller)
+            attempt = Attempt(start=start, target=attempt.target, way=attempt.way, quote=smaller)
             outcome = await self._try_hold(attempt, failed)
         if failed is not None:
             assert self._open is not None
-            settlement = self._ended(self._open, failed).settlement
+            settlement = failed_end(x, self._open, failed).settlement
             self._count(settlement)
             self._tell_settled(self._open, settlement)
             self._open = self._failed = None
@@ -206,7 +207,7 @@ class _Journey:
                 x.gateway.on_refused(outcome)
             refusal = budget_refusal(outcome)
             if x.opened:
-                x.gateway.store.close_call(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was
+                x.close(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
         attempt.balances = outcome.balances
@@ -216,14 +217,14 @@ class _Journey:
         self._open = attempt
         return attempt
 
-    async def _try_hold(self, attempt: _Attempt, failed: Failure | None) -> Held | HoldRefused | RunRefused:
+    async def _try_hold(self, attempt: Attempt, failed: Failure | None) -> Held | HoldRefused | RunRefused:
         x, store = self._x, self._x.gateway.store
         if failed is None:
             return await store.open_call(x.call_start(), attempt.start)
         assert self._open is not None
-        return await store.next_attempt(x.request_id, self._ended(self._open, failed), attempt.start)
+        return await store.next_attempt(x.request_id, failed_end(x, self._open, failed), attempt.start)
 
-    def _unholdable(self, attempt: _Attempt) -> Failure | None:
+    def _unholdable(self, attempt: Attempt) -> Failure | None:
         """Say why nothing is sent where no budget can hold it, by the budgets that the store has just counted.
 
         Among those are some that nobody knew of before: a run's cap from an earlier call, or what was declared since.
@@ -236,57 +237,41 @@ class _Journey:
             return None
         return Failure(status=None, message=refusal.message, sent=False, refusal=refusal)
 
-    def _note_shadows(self, attempt: _Attempt) -> None:
+    def _note_shadows(self, attempt: Attempt) -> None:
         x = self._x
         assert x.grant is not None
         shadows = x.gateway.shadows(x.gateway.keyring.current(x.grant), attempt.start.started_us)
         for scope, refusal in shadow_budgets(shadows, attempt.balances) if shadows else ():
             x.note(refusal, f"budget {scope.name}")
 
-    def _upstream_body(self, attempt: _Attempt) -> bytes:
-        """Write the body anew from what was checked: never the client's own bytes, never the gateway's own fields."""
-        x, target = self._x, attempt.target
-        body = {n: v for n, v in x.body.items() if n not in _OWN_FIELDS and not n.startswith(_OWN_PREFIX)}
-        body["model"] = target.model
-        if target.provider == SANDBOX and "nemo_sandbox" in x.body:
-            body["nemo_sandbox"] = x.body["nemo_sandbox"]
-        if x.endpoint.kind == "embeddings":
-            return msgspec.json.encode(body)
-        if attempt.price is not None and target.provider != SANDBOX:
-            tier = pinned_service_tier(attempt.price, self._ask.content)
-            if tier is not None:
-                body["service_tier"] = tier
-        if self._stream:
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        else:
-            body.pop("stream_options", None)
-        # The cap that the hold was computed with goes out in the one field that this provider obeys.
-        body.pop("max_tokens", None)
-        body.pop("max_completion_tokens", None)
-        body[self._max_tokens_field(target.provider)] = attempt.quote.cap
-        return msgspec.json.encode(body)
-
-    def _max_tokens_field(self, provider: str) -> str:
-        config = self._x.gateway.provider_configs.get(provider)
-        return config.max_tokens_field if config else "max_tokens"
-
     # --- the send -----------------------------------------------------------------------------------------------
-    async def _ask_provider(self, attempt: _Attempt) -> Failure | None:
+    async def _ask_provider(self, attempt: Attempt) -> Failure | None:
         """Send an attempt and pass on what is answered; a Failure when nothing was, and the client saw nothing."""
+        self._asked = attempt.target
+        self._route.sent(attempt.target)
         response = await self._send(attempt)
         return response if isinstance(response, Failure) else await self._answer(attempt, response)
 
-    async def _send(self, attempt: _Attempt) -> ProviderResponse | Failure:
-        settings = self._x.gateway.settings
+    async def _send(self, attempt: Attempt) -> ProviderResponse | Failure:
+        x = self._x
+        settings, config = x.gateway.settings, x.gateway.provider_configs.get(attempt.target.provider)
+        cancels = config is not None and config.on_client_gone == "cancel"
+        self._client.drain_s = 0 if cancels else settings.drain_timeout_s
+        between_s = _of(config, "idle_timeout_s", settings)
+        first_s = max(_of(config, "first_token_timeout_s", settings), between_s)
+        wire = attempt.way.wire
         request = ProviderRequest(
-            path=self._x.endpoint.upstream_path,
-            body=self._upstream_body(attempt),
+            wire=wire.name,
+            path=wire.upstream_path,
+            body=upstream_body(x, self._ask, attempt, stream=self._stream),
             stream=self._stream,
             connect_timeout_s=settings.connect_timeout_s,
             first_byte_timeout_s=settings.first_byte_timeout_s,
-            idle_timeout_s=settings.idle_timeout_s,
+            # Until a stream has said something its own silence counts, which comments do not break.
+            idle_timeout_s=first_s if self._stream else between_s,
+            headers=self._headers_passed_on() if wire.name == "messages" else (),
         )
-        provider = self._x.gateway.providers[attempt.target.provider]
+        provider = x.gateway.providers[attempt.target.provider]
         try:
             async with self._client.patience():
                 response = await provider.send(request)
@@ -296,22 +281,48 @@ class _Journey:
             return response
         return await read_failure(response)
 
-    async def _answer(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
+    def _headers_passed_on(self) -> tuple[tuple[bytes, bytes], ...]:
+        headers = self._x.headers
+        return tuple(
+            (name, headers[name.decode()].encode("latin-1")) for name in _PASSED_ON if name.decode() in headers
+        )
+
+    async def _answer(self, attempt: Attempt, response: ProviderResponse) -> Failure | None:
         """Pass an answer on; a Failure means that it turned out to be none before the client saw any of it."""
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         try:
-            if self._stream and is_stream:
-                meter = Meter(attempt.price, attempt.start.hold_nanos, self._ask.content)
-                answered = await relay_stream(self._x, self._client, response, meter, answers=self._ask.answers)
-            else:
+            if not (self._stream and is_stream):
                 return await self._relay_plain(attempt, response)
+            answered = await relay_stream(self._out, response, self._reading(attempt), hold_back=self._route.more)
         finally:
             await response.aclose()
-        self._close(attempt, answered, self._settlement(attempt, answered))
+        if isinstance(answered, Failure):
+            return answered
+        if answered.state == "ok":
+            self._went_well(attempt, answered.ttft_us)
+        elif answered.state == "failed":
+            self._asked = None
+            self._route.failed(attempt.target, Fault(status=None))  # it is too late for another
+            self._measured(attempt, "broken")
+        end = self._close(attempt, answered, settled(attempt, self._ask, answered))
+        if self._out.kept is not None and self._x.cache_key is not None and end is not None:
+            keep_answer(self._x, self._x.cache_key, self._out.kept, end, stream=True)
         return None
 
-    async def _relay_plain(self, attempt: _Attempt, response: ProviderResponse) -> Failure | None:
-        x = self._x
+    def _reading(self, attempt: Attempt) -> Reading:
+        x, way = self._x, attempt.way
+        settings, config = x.gateway.settings, x.gateway.provider_configs.get(attempt.target.provider)
+        between_s = _of(config, "idle_timeout_s", settings)
+        return Reading(
+            tally=way.wire.tally(x.body if way.translation is None else {}, answers=self._ask.answers),
+            meter=Meter(attempt.price, attempt.start.hold_nanos, self._ask.content),
+            translation=way.translation.stream(x.body) if way.translation is not None else None,
+            first_s=max(_of(config, "first_token_timeout_s", settings), between_s),
+            between_s=between_s,
+        )
+
+    async def _relay_plain(self, attempt: Attempt, response: ProviderResponse) -> Failure | None:
+        x, way = self._x, attempt.way
         try:
             async with self._client.patience():
                 raw = await read_all(response, _MAX_ANSWER_BYTES)
@@ -321,33 +332,38 @@ class _Journey:
             timed_out = isinstance(error, UpstreamError) and error.timed_out
             what = str(error) if isinstance(error, UpstreamError) else "the answer is not JSON"
             return Failure(status=None, message=what, sent=True, timed_out=timed_out)
-        if not isinstance(body, dict) or body.get("error") is not None:
+        if not isinstance(body, dict) or way.wire.is_error(body):
             return Failure(status=None, message=f"the provider answered {response.status} with an error", sent=True)
-        generates = x.endpoint.kind != "embeddings"
-        usage = usage_from_openai(body.get("usage"), output=generates, service_tier=body.get("service_tier"))
-        answer, finish_reason = answer_of(body) if x.endpoint.kind == "chat" else (None, None)
+        if x.started:
+            what = "the provider answered with no stream, when a heartbeat had begun one"
+            return Failure(status=None, message=what, sent=True)
+        self._out.close()  # a heartbeat now would be in the middle of the answer
+        usage = way.wire.usage(body)
+        answer, finish_reason = way.wire.answer_of(body)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
-        settlement = self._settlement(attempt, answered)
+        settlement = settled(attempt, self._ask, answered)
         cost = settlement.amount_nanos
-        x.balances = _after(x.balances, attempt.start.hold_nanos, cost)
-        self._close(attempt, answered, settlement)
+        x.balances = after(x.balances, attempt.start.hold_nanos, cost)
+        self._went_well(attempt, ttft_us)
+        end = self._close(attempt, answered, settlement)
+        if way.translation is not None:
+            raw = msgspec.json.encode(way.translation.answer(body, x.body))
+        if x.cache_key is not None and end is not None:
+            keep_answer(x, x.cache_key, raw, end, stream=False)
         await x.answer(200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
         return None
 
     # --- the end ------------------------------------------------------------------------------------------------
-    def _settlement(self, attempt: _Attempt, answered: Answered) -> Settlement:
-        hold_nanos = attempt.start.hold_nanos
-        if attempt.price is None:
-            return Settlement(kind="post", amount_nanos=0)
-        cost, told = (
-            cost_nanos(attempt.price, usage, self._ask.content) if usage else None
-            for usage in (answered.usage, answered.told)
-        )
-        if answered.counted_nanos is not None:
-            return settle_cut(counted_nanos=answered.counted_nanos, told_nanos=told, hold_nanos=hold_nanos)
-        if cost is None:
-            return settle_broken(told_nanos=told, hold_nanos=hold_nanos)
-        return settle_answer(cost_nanos=cost, hold_nanos=hold_nanos)
+    def _measured(self, attempt: Attempt, result: AttemptResult) -> None:
+        x, target = self._x, attempt.target
+        took_us = max(0, x.started_us + x.elapsed_us() - attempt.start.started_us)
+        x.gateway.metrics.attempt_ended(target.provider, target.model, result, took_us, reason=attempt.start.reason)
+
+    def _went_well(self, attempt: Attempt, ttft_us: int | None) -> None:
+        self._asked = None
+        self._measured(attempt, "ok")
+        began_us = attempt.start.started_us - self._x.started_us
+        self._route.answered(attempt.target, latency_us=max(0, (ttft_us or self._x.elapsed_us()) - began_us))
 
     def _count(self, settlement: Settlement, usage: Usage | None = None) -> None:
         """Count what an attempt used against the rates, as it is settled."""
@@ -356,10 +372,11 @@ class _Journey:
         elif settlement.kind != "void":
             self._guesses += 1
 
-    def _close(self, attempt: _Attempt, answered: Answered, settlement: Settlement) -> None:
+    def _close(self, attempt: Attempt, answered: Answered, settlement: Settlement) -> CallEnd | None:
+        """Record how a call was answered; None when its end is on record already."""
         x, usage = self._x, answered.usage
         if self._open is not attempt:
-            return
+            return None
         self._open = None
         self._count(settlement, usage)
         source: Literal["provider", "hold"] = "provider" if usage else "hold"
@@ -371,7 +388,7 @@ class _Journey:
             error=answered.error,
             settlement=settlement,
             usage_source=source,
-            usage=_usage_facts(usage),
+            usage=usage_facts(usage),
         )
         keep = x.gateway.settings.content == "full" and answered.answer is not None
         end = x.call_end(
@@ -390,10 +407,11 @@ class _Journey:
             finish_reason=answered.finish_reason,
             answer=msgspec.json.encode(answered.answer) if keep else None,
         )
-        x.gateway.store.close_call(end, ended)
+        x.close(end, ended)
         self._tell_settled(attempt, settlement)
+        return end
 
-    def _tell_settled(self, attempt: _Attempt, settlement: Settlement) -> None:
+    def _tell_settled(self, attempt: Attempt, settlement: Settlement) -> None:
         gateway, grant = self._x.gateway, self._x.grant
         if gateway.on_settled is None or grant is None or not settlement.amount_nanos:
             return
@@ -404,34 +422,17 @@ class _Journey:
                 grant=grant,
                 held_nanos=held,
                 posted_nanos=posted,
-                balances=_after(attempt.balances, held, posted),
+                balances=after(attempt.balances, held, posted),
             )
         )
 
-    def _ended(self, attempt: _Attempt, failure: Failure) -> AttemptEnd:
-        settlement = settle_failure(
-            sent=failure.sent,
-            status=failure.status,
-            own_error=failure.own_error,
-            hold_nanos=attempt.start.hold_nanos,
-        )
-        return AttemptEnd(
-            hold_id=attempt.start.hold_id,
-            n=attempt.start.n,
-            ended_us=self._x.started_us + self._x.elapsed_us(),
-            status=failure.status,
-            error=failure.message,
-            settlement=settlement,
-            usage_source="none" if settlement.kind == "void" else "hold",
-        )
-
-    async def _give_up(self, failures: list[Failure]) -> None:
-        """Answer with the last failure; the attempts before it are in the log."""
-        x, last, attempt = self._x, failures[-1], self._open
+    async def _give_up(self, last: Failure) -> None:
+        """Answer with the last failure, and what was tried before it."""
+        x, attempt = self._x, self._open
         assert attempt is not None
         self._open = None
-        refusal = last.refusal or final_refusal(last, attempt.target, len(failures))
-        ended = self._ended(attempt, last)
+        refusal = last.refusal or final_refusal(last, attempt.target, tuple(self._tried))
+        ended = failed_end(x, attempt, last)
         self._count(ended.settlement)
         if last.refusal is not None:
             end = replace(x.call_refused(refusal), cost_nanos=0)  # beside what the attempts before it cost
@@ -442,14 +443,17 @@ class _Journey:
                 cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
                 usage_source=ended.usage_source,
             )
-        x.gateway.store.close_call(end, ended)
+        x.close(end, ended)
         self._tell_settled(attempt, ended.settlement)
-        x.balances = _after(x.balances, attempt.start.hold_nanos, ended.settlement.amount_nanos)
-        if last.body is not None:
+        x.balances = after(x.balances, attempt.start.hold_nanos, ended.settlement.amount_nanos)
+        self._out.close()
+        if x.started:  # a heartbeat has begun the answer
+            await self._out.end(refusal)
+        elif last.body is not None and attempt.way.translation is None:
             headers = x.common_headers() | {h.ERROR_CODE: str(refusal.code), h.SHOULD_RETRY: "false"}
             await x.answer(refusal.status, last.body, headers)
-            return
-        await x.refuse(refusal)
+        else:
+            await x.refuse(refusal)
 
     def _settle_unknown(self, state: Literal["failed", "abandoned"], status: int, code: str | None, error: str) -> None:
         """Close what is open when nobody knows how it ended: at the hold, unless it had failed for nothing."""
@@ -457,7 +461,7 @@ class _Journey:
         if attempt is None:
             return
         self._open = None
-        ended = self._ended(attempt, self._failed or Failure(status=None, message=error, sent=True))
+        ended = failed_end(x, attempt, self._failed or Failure(status=None, message=error, sent=True))
         self._count(ended.settlement)
         end = x.call_end(
             state,
@@ -469,7 +473,9 @@ class _Journey:
             cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
             usage_source=ended.usage_source,
         )
-        x.gateway.store.close_call(end, ended)
+        x.close(end, ended)
+        if self._failed is None:
+            self._measured(attempt, "cut")
         self._tell_settled(attempt, ended.settlement)
 
     async def _cut(self, cut: CutOff) -> None:
@@ -487,33 +493,15 @@ class _Journey:
         if x.streaming and not self._client.gone:
             with contextlib.suppress(TimeoutError):  # a client that does not read gets no last word
                 async with asyncio.timeout(_LAST_WORD_S):
-                    await x.send({"type": "http.response.body", "body": stream_error(refusal, x.request_id)})
+                    await x.send({"type": "http.response.body", "body": x.wire.stream_error(refusal, x.request_id)})
         elif not x.started:
             await x.refuse(refusal)
 
 
-def _after(balances: Sequence[Balance], hold_nanos: int, cost: int) -> tuple[Balance, ...]:
-    """Return the balances as they stand once the hold is posted, for the headers of the answer."""
-    return tuple(
-        [
-            Balance(scope=b.scope, posted_nanos=b.posted_nanos + cost, held_nanos=max(0, b.held_nanos - hold_nanos))
-            for b in balances
-        ]
-    )
-
-
-def _usage_facts(usage: Usage | None) -> dict[str, int]:
-    """Return the counts that the ledger keeps: the five of every answer, and the rarer ones where there are any."""
-    if usage is None:
-        return {}
-    facts = {
-        "input_tokens": usage.input_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "output_tokens": usage.output_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-    }
-    for name in _RARE_COUNTS:
-        if count := getattr(usage, name):
-            facts[name] = count
-    return facts
+def _of(
+    config: ProviderConfig | None, name: Literal["first_token_timeout_s", "idle_timeout_s"], settings: Settings
+) -> float:
+    """Return a time-out in seconds: the provider's own where it has one."""
+    own: float | None = None if config is None else getattr(config, name)
+    found: float = getattr(settings, name) if own is None else own
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import secrets
 import time
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 from nemo_agents.policy.grouping import REQUEST_ID_PREFIX
 from nemo_agents.policy.keys import mint
 
-__all__ = ["Clock", "ClockSteps", "Ids", "RandomIds", "SharedClock", "SystemClock"]
+__all__ = ["Clock", "ClockSteps", "Ids", "RandomIds", "SharedClock", "SystemClock", "chance"]
 
 _STEP_BACK_US = 5_000_000
 _STEP_FORWARD_US = 60_000_000
@@ -85,6 +86,11 @@ class ClockSteps:
         before, self._offset_us = self._offset_us, time_us - monotonic_us
         step_us = 0 if before is None else self._offset_us - before
         return step_us if step_us < -_STEP_BACK_US or step_us > _STEP_FORWARD_US else None
+
+
+def chance() -> float:
+    """Return a number from 0 up to, not including, 1: for a choice among equals, never for a secret."""
+    return random.random()  # noqa: S311 - who guesses it knows which deployment is asked
 
 
 class Ids(Protocol):

@@ -27,19 +27,19 @@ from nemo_agents.gateway.onewrite import OneWriteProtocol
 from nemo_agents.gateway.ownlog import LossyLogger
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import FREE, PriceBook, declared_prices
-from nemo_agents.gateway.providers import ProviderConfig, discover
+from nemo_agents.gateway.providers import LOCAL, ProviderConfig, discover
 from nemo_agents.gateway.replica import Replica
 from nemo_agents.gateway.rim import Clock, RandomIds, SharedClock, SystemClock
 from nemo_agents.gateway.sandbox import SandboxProvider, SandboxSettings
 from nemo_agents.gateway.settings import Settings
-from nemo_agents.gateway.shared import open_limiter, open_store, open_wake
+from nemo_agents.gateway.shared import open_answers, open_limiter, open_store, open_wake
 from nemo_agents.gateway.state import CutOff, Gateway
 from nemo_agents.gateway.sweeper import read_shared_clock, sweep
 from nemo_agents.gateway.tokenizer import TOKENIZED, InputBounds
-from nemo_agents.gateway.upstream import HttpProvider
+from nemo_agents.gateway.upstream import open_provider
+from nemo_agents.gateway.upstream.probe import lists_models
 from nemo_agents.policy.hosts import is_loopback_url
 from nemo_agents.policy.pricing import Price
-from nemo_agents.secret import Secret
 
 __all__ = ["Running", "build", "new_event_loop", "serve"]
 
@@ -73,14 +73,16 @@ def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
         viewer_token=environ.get(environment.VIEWER_TOKEN),
     )
     clock: Clock = SharedClock() if settings.database else SystemClock()
-    configs = discover(environ, {"providers": settings.providers}, probe=_answers)
+    configs = discover(environ, {"providers": settings.providers}, probe=lists_models)
     store = open_store(settings, environ, clock)
+    limiter = open_limiter(settings, environ, store)
     return Gateway(
         settings=settings,
         secrets=secrets,
         store=store,
         keyring=KeyRing(secrets.pepper),
-        limiter=open_limiter(settings, environ, store),
+        limiter=limiter,
+        cache=open_answers(settings, environ),
         prices=PriceBook(
             declared={**_local_prices(configs), **declared_prices({"prices": settings.prices})},
             priced_as={name: config.priced_as for name, config in configs.items() if config.priced_as},
@@ -95,13 +97,7 @@ def build(settings: Settings, environ: Mapping[str, str]) -> Gateway:
 
 def _providers(settings: Settings, configs: Mapping[str, ProviderConfig], clock: Clock) -> dict[str, Provider]:
     providers: dict[str, Provider] = {
-        name: HttpProvider(
-            name=name,
-            base_url=config.base_url,
-            headers=_credentials(config),
-            max_connections=settings.max_connections,
-        )
-        for name, config in configs.items()
+        name: open_provider(config, max_connections=settings.max_connections) for name, config in configs.items()
     }
     if settings.sandbox != "off":
         providers["sandbox"] = SandboxProvider(
@@ -113,26 +109,9 @@ def _providers(settings: Settings, configs: Mapping[str, ProviderConfig], clock:
 
 
 def _local_prices(configs: Mapping[str, ProviderConfig]) -> dict[str, Price]:
-    """Return the price of what runs on this machine: a local Ollama bills nobody, so budgets let it pass at 0."""
-    ollama = configs.get("ollama")
-    return {"ollama/*": FREE} if ollama is not None and is_loopback_url(ollama.base_url) else {}
-
-
-def _credentials(config: ProviderConfig) -> dict[str, str | Secret]:
-    headers: dict[str, str | Secret] = dict(config.headers)
-    if config.api_key is not None:
-        headers["authorization"] = Secret(f"Bearer {config.api_key.reveal()}", mask="Bearer …")
-    return headers
-
-
-def _answers(url: str) -> bool:
-    """Say whether something listens there; asked once at start, of a loopback address."""
-    host, _, port = url.partition("://")[2].partition("/")[0].partition(":")
-    try:
-        with socket.create_connection((host, int(port or 80)), timeout=0.2):
-            return True
-    except OSError:
-        return False
+    """Return the price of what runs on this machine: it bills nobody, so budgets let it pass at 0."""
+    local = [name for name in LOCAL if name in configs and is_loopback_url(configs[name].base_url)]
+    return {f"{name}/*": FREE for name in local}
 
 
 @contextlib.asynccontextmanager
@@ -150,6 +129,7 @@ async def serve(
         undo.push_async_callback(gateway.store.close)
         await gateway.limiter.start()
         undo.push_async_callback(gateway.limiter.close)
+        undo.push_async_callback(gateway.cache.close)
         replica = Replica(gateway) if gateway.store.shared else None
         if replica is not None:
             await read_shared_clock(gateway)

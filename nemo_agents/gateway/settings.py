@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nemo_agents.errors import SettingsError
+from nemo_agents.errors import DeclarationError, SettingsError
 from nemo_agents.gateway.addresses import PASSWORD_OF, parts_of
+from nemo_agents.groups import RETRIES_MAX, ModelGroup, check_groups, group_from_table
 from nemo_agents.policy.hosts import host_allowed
 from nemo_agents.secret import Secret
 
@@ -23,6 +24,7 @@ __all__ = ["Settings", "load_settings"]
 Sandbox = Literal["auto", "on", "off"]
 Durability = Literal["process", "power"]
 Content = Literal["full", "none"]
+Readers = Literal["local", "key", "off"]
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -31,7 +33,7 @@ def _setting(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The gateway's settings, as `[gateway]` in `gateway.toml` names them; the three tables stand beside it."""
+    """The gateway's settings, as `[gateway]` in `gateway.toml` names them; the other tables stand beside it."""
 
     home: Path
     host: str = _setting("127.0.0.1", "Address to listen on. Anything but a loopback address needs `allowed_hosts`.")
@@ -61,6 +63,16 @@ class Settings:
         "Address of a Valkey or Redis server (`redis://…`) in which many gateways count rates; empty counts them in "
         "this process alone. A password may stand in NEMO_CACHE_PASSWORD instead.",
     )
+    cache_max_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "Largest number of bytes that the answers take which roles with `cache` keep: in this process, or with the "
+        "setting `cache` in that server, those of all its gateways together. 0 keeps none.",
+    )
+    metrics: Readers = _setting(
+        "local",
+        "Who may read `/metrics`: `local`: programs on this machine, and whoever has the admin key; `key`: the admin "
+        "key alone; `off`: nobody.",
+    )
     default_rpm: int = _setting(
         60_000, "Requests per minute of a role that declares none: a ceiling for runaway loops, told in every answer."
     )
@@ -79,11 +91,26 @@ class Settings:
         "How the tokens of a prompt are bounded before it is sent: by its UTF-8 `bytes` (proven), by a `tokenizer` "
         "where one fits (nearer; needs the extra of that name), `auto`: the tokenizer if it is installed.",
     )
+    max_attempts: int = _setting(
+        4, "Attempts of one request in all: the first one, retries, and those at other deployments of a model group."
+    )
+    retries: int = _setting(
+        1,
+        "How often a model is asked again that has no other deployment beside it, after no connection, 408, 409, 429 "
+        "and 5xx. A model group may say it for itself.",
+    )
     spike_factor: float = _setting(
         3.0, "A role that spends this many times its usual hour raises a spend-spike alert; 0 raises none."
     )
     first_byte_timeout_s: float = _setting(120.0, "Seconds until a provider's answer begins.")
+    first_token_timeout_s: float = _setting(
+        300.0, "Seconds until a stream says something: models that think first are silent for minutes."
+    )
     idle_timeout_s: float = _setting(60.0, "Seconds between two pieces of a provider's answer.")
+    heartbeat_s: float = _setting(
+        15.0,
+        "Seconds of silence in a stream after which the client gets a comment, so that no proxy cuts it; 0: never.",
+    )
     client_timeout_s: float = _setting(
         60.0, "Seconds that a client may leave its answer unread; then it counts as gone, and a stream is drained."
     )
@@ -101,6 +128,7 @@ class Settings:
     providers: Mapping[str, Any] = field(default_factory=dict, repr=False)  # headers of it may be credentials
     prices: Mapping[str, Any] = field(default_factory=dict)
     sandbox_script: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[ModelGroup, ...] = ()  # of every fleet that has none of the same name
     webhooks: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the path of a `url` may be a secret
     source: Path | None = None  # the file they were read from, for messages
     database_password: Secret | None = None  # taken out of the address, which then may be shown
@@ -116,15 +144,25 @@ class Settings:
                 object.__setattr__(self, f"{name}_password", parts.password)
             if parts.hidden is not None:
                 object.__setattr__(self, f"{name}_hidden", parts.hidden)
-        for name in ("max_body_bytes", "default_max_output_tokens", "max_connections", "default_rpm", "default_tpm"):
+        counts = ("max_body_bytes", "default_max_output_tokens", "max_connections", "default_rpm", "default_tpm")
+        for name in (*counts, "max_attempts"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "client_timeout_s", "hold_ttl_s"):
+        for name in (
+            "connect_timeout_s",
+            "first_byte_timeout_s",
+            "first_token_timeout_s",
+            "idle_timeout_s",
+            "client_timeout_s",
+            "hold_ttl_s",
+        ):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise SettingsError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
-        for name in ("drain_timeout_s", "rotation_grace_s", "spike_factor"):
+        for name in ("drain_timeout_s", "rotation_grace_s", "spike_factor", "heartbeat_s", "cache_max_bytes"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise SettingsError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.retries <= RETRIES_MAX:
+            raise SettingsError(f"retries must be between 0 and {RETRIES_MAX}, not {self.retries}")
         if self.hold_ttl_s <= self.first_byte_timeout_s:
             raise SettingsError(
                 f"hold_ttl_s ({self.hold_ttl_s}) must be longer than a call may take: more than "
@@ -164,11 +202,11 @@ def load_settings(home: Path, *, config: Path | None = None, overrides: Mapping[
 def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(Settings) if "help" in f.metadata}
     hints = get_type_hints(Settings)
-    unknown = set(document) - {"gateway", *_TABLES}
+    unknown = set(document) - {"gateway", "groups", *_TABLES}
     if unknown:
         raise SettingsError(
             f"{path}: unknown table [{min(unknown)}]; there are [gateway], "
-            '[providers.<name>], [prices."<provider>/<model>"], [webhooks.<name>] and [sandbox]'
+            '[providers.<name>], [groups.<name>], [prices."<provider>/<model>"], [webhooks.<name>] and [sandbox]'
         )
     values: dict[str, Any] = {}
     for name, value in document.get("gateway", {}).items():
@@ -180,7 +218,27 @@ def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
             if not isinstance(document[table], dict):
                 raise SettingsError(f"{path}: [{table}] must be a table")
             values[field_name] = document[table]
+    if "groups" in document:
+        values["groups"] = _groups(document["groups"], path)
     return values
+
+
+def _groups(tables: Any, path: Path) -> tuple[ModelGroup, ...]:
+    """Return the model groups of every fleet. Raises SettingsError in the words of the file."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise SettingsError(f"{path}: [groups] must be tables such as [groups.fast]")
+    try:
+        for name, table in tables.items():
+            if "name" in table:  # in the fleet file it stands there
+                raise SettingsError(f"{path}: [groups.{name}] name: the table is named already. Remove it.")
+        groups = tuple(group_from_table(name, table) for name, table in tables.items())
+        check_groups(groups)
+    except DeclarationError as error:
+        where = error.field.removeprefix("models")
+        name, _, rest = where.removeprefix("[").partition("]")
+        place = f"[groups.{name}]{rest.replace('.', ' ', 1)}" if where.startswith("[") else "[groups]"
+        raise SettingsError(f"{path}: {place}: {error.problem} (got {error.value!r}). {error.remedy}") from None
+    return groups
 
 
 def _typed(name: str, value: Any, hint: Any, path: Path) -> Any:

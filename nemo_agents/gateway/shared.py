@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.addresses import password_of, with_password
+from nemo_agents.gateway.cache import AnswerCache, MemoryCache
 from nemo_agents.gateway.limiter.base import Limiter
 from nemo_agents.gateway.limiter.memory import MemoryLimiter
 from nemo_agents.gateway.rim import Clock
@@ -21,7 +22,7 @@ from nemo_agents.secret import Secret
 if TYPE_CHECKING:
     from nemo_agents.gateway.wake import Wake
 
-__all__ = ["open_limiter", "open_store", "open_wake"]
+__all__ = ["open_answers", "open_limiter", "open_store", "open_wake"]
 
 
 def open_store(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Store:
@@ -49,6 +50,15 @@ def open_limiter(settings: Settings, environ: Mapping[str, str], store: Store) -
     except ImportError as error:
         raise _missing(error, "cache", "redis") from None
     return RedisLimiter(_cache(settings, environ), recent_use=store.recent_use)
+
+
+def open_answers(settings: Settings, environ: Mapping[str, str]) -> AnswerCache:
+    """Return where answers are kept that are given again. Open the limiter first, which says what is missing."""
+    if not settings.cache:
+        return MemoryCache(settings.cache_max_bytes)
+    from nemo_agents.gateway.cache.redis import RedisCache  # noqa: PLC0415 - an optional driver
+
+    return RedisCache(_cache(settings, environ), settings.cache_max_bytes)
 
 
 def open_wake(settings: Settings, environ: Mapping[str, str], woken: Callable[[], None]) -> Wake | None:

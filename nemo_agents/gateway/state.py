@@ -17,14 +17,17 @@ from msgspec import Struct
 
 from nemo_agents.admin.wire import SpikeStatus
 from nemo_agents.errors import Code
+from nemo_agents.gateway.cache import AnswerCache
 from nemo_agents.gateway.homefiles import HomeSecrets
 from nemo_agents.gateway.keyring import KeyRing
 from nemo_agents.gateway.limiter.base import Limiter
+from nemo_agents.gateway.metrics import Metrics
 from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import PriceBook
 from nemo_agents.gateway.priceupdates import DocumentPriceStore, FilePriceStore, PriceUpdates
 from nemo_agents.gateway.providers import KEY_ENV_OF, ProviderConfig
-from nemo_agents.gateway.rim import Clock, Ids
+from nemo_agents.gateway.rim import Clock, Ids, chance
+from nemo_agents.gateway.route import Router
 from nemo_agents.gateway.settings import Settings
 from nemo_agents.gateway.standing import Standing, budgets_of, work_out
 from nemo_agents.gateway.stores.base import FleetRecord, Store
@@ -34,7 +37,7 @@ from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunCaps
 from nemo_agents.policy.limits import WINDOW_US, RateScope
 from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.routing import Deployment, Target, resolve
+from nemo_agents.policy.routing import Deployment, Target, by_group, configured_deployments, resolve
 
 __all__ = ["RUN_ALERT_AT", "CutOff", "Gateway", "InFlight", "Settled"]
 
@@ -82,6 +85,7 @@ class Gateway:
     store: Store
     keyring: KeyRing
     limiter: Limiter
+    cache: AnswerCache  # answers that are given again, for roles that ask for it
     prices: PriceBook
     bounds: InputBounds
     providers: Mapping[str, Provider]
@@ -106,17 +110,32 @@ class Gateway:
     )  # that are open, by the fleet of the key that opened them
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set when streams of events are to end
     base_url: str = ""
+    chance: Callable[[], float] = chance
+    router: Router = field(init=False)  # chooses among deployments, by what this process learns of them
     price_updates: PriceUpdates = field(init=False)  # takes new tables of prices while calls are served
     stand_in: str | None = field(init=False)  # the provider that answers for those without credentials, if any
+    metrics: Metrics = field(init=False)  # what `/metrics` shows
     _available: frozenset[str] = field(init=False)
     _one_change: asyncio.Lock = field(default_factory=asyncio.Lock)
+    configured: tuple[Deployment, ...] = field(init=False)  # those of groups in the configuration file
     _standings: dict[str, Standing] = field(default_factory=dict)
     _groups: dict[str | None, dict[str, list[Deployment]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note what follows from the providers, which stay as they are."""
+        self.metrics = Metrics(self._is_known)
         self._available = frozenset(self.providers)
         self.stand_in = self._find_stand_in()
+        self.configured = configured_deployments(self.settings.groups)
+        self.router = Router(
+            resolve=self.targets,
+            groups=self.groups,
+            context_tokens=self.prices.context_tokens,
+            clock=self.clock,
+            chance=self.chance,
+            attempts=self.settings.max_attempts,
+            retries=self.settings.retries,
+        )
         shared = DocumentPriceStore(self.store) if self.settings.database else None
         self.price_updates = PriceUpdates(self.prices, shared or FilePriceStore(self.settings.home / "prices.json"))
 
@@ -282,17 +301,22 @@ class Gateway:
         return standing
 
     def groups(self, fleet: str | None) -> Mapping[str, Sequence[Deployment]]:
-        """Return the model groups that a fleet may use, deployments in their order."""
+        """Return the model groups that a fleet may use, deployments in their order.
+
+        A group of the fleet's own goes before one of every fleet, and that before one of the configuration file.
+        """
         known = self._groups.get(fleet)
         if known is None:
             known = self._groups[fleet] = {}
-            for deployment in sorted(self.deployments.values(), key=lambda d: d.order):
-                if deployment.fleet in (None, fleet):
-                    known.setdefault(deployment.group, []).append(deployment)
+            provisioned = sorted(self.deployments.values(), key=lambda d: (d.order, d.deployment_id))
+            of_all = [d for d in provisioned if d.fleet is None]
+            own = [d for d in provisioned if d.fleet is not None and d.fleet == fleet]
+            for source in (self.configured, of_all, own):
+                known |= by_group(source)
         return known
 
-    def targets(self, asked: str, fleet: str | None) -> Sequence[Target] | Refusal:
-        """Return the deployments that can serve a model name, in the order to try."""
+    def targets(self, asked: str, fleet: str | None) -> tuple[Target, ...] | Refusal:
+        """Return the deployments that can serve a model name, in the order of their declaration."""
         return resolve(
             asked,
             groups=self.groups(fleet),
@@ -300,6 +324,13 @@ class Gateway:
             available=self._available,
             stand_in=self.stand_in,
             key_env_of=KEY_ENV_OF,
+        )
+
+    def _is_known(self, provider: str, model: str) -> bool:
+        """Say whether a model has a price or is declared: any other name may be of a caller's own making."""
+        named = f"{provider}/{model}"
+        return self.prices.price(provider, model) is not None or any(
+            deployment.model == named for deployment in (*self.configured, *self.deployments.values())
         )
 
     def _find_stand_in(self) -> str | None:

@@ -8,8 +8,7 @@ ledger keep state and live elsewhere; what is here is a function of values.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final
 
 from nemo_agents.errors import Code
 from nemo_agents.money import format_nanos
@@ -19,38 +18,17 @@ from nemo_agents.policy.pricing import PROVIDER_TOOL_FIELDS
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = [
-    "CHAT",
-    "EMBEDDINGS",
-    "ENDPOINTS",
     "NOT_FROM_CLIENTS",
-    "Endpoint",
     "budget_name",
     "budget_refusal",
-    "check_shape",
     "check_tools",
+    "other_models",
     "past_alert",
     "run_refusal",
     "shadow_budgets",
 ]
 
-_BOOL_OR_NULL = (bool, type(None))
 HELD_RETRY_MS = 1_000
-_MAX_MESSAGES = 10_000
-_MAX_TOOLS = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One endpoint of the data plane: its path, the path below a provider's base URL, and what a body must hold."""
-
-    path: str
-    upstream_path: str
-    kind: Literal["chat", "embeddings"]
-
-
-CHAT = Endpoint(path="/v1/chat/completions", upstream_path="/chat/completions", kind="chat")
-EMBEDDINGS = Endpoint(path="/v1/embeddings", upstream_path="/embeddings", kind="embeddings")
-ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, EMBEDDINGS)}
 
 NOT_FROM_CLIENTS = frozenset(
     {
@@ -72,59 +50,28 @@ NOT_FROM_CLIENTS = frozenset(
 """Fields by which other gateways let a client say where a request goes, with which credentials: dropped unread."""
 
 
-def check_shape(body: object, endpoint: Endpoint) -> Refusal | None:
-    """Refuse a body that cannot be a request to this endpoint; unknown fields are none of our business."""
-    if not isinstance(body, dict):
-        return _bad("The body must be a JSON object.", None)
-    model = body.get("model")
-    if not isinstance(model, str) or not model or len(model) > 256:
-        return _bad("`model` must be the name of a model or a model group.", "model")
-    if endpoint.kind == "embeddings":
-        return None if body.get("input") not in (None, "", []) else _bad("`input` must not be empty.", "input")
-    return _check_chat(body)
+MODELS_BESIDE: Final = ("fallbacks", "models")
+"""Fields that let a provider answer with another model than the one asked for (Anthropic's, OpenRouter's)."""
 
 
-def _check_chat(body: Mapping[str, Any]) -> Refusal | None:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        return _bad("`messages` must be a list of at least one message.", "messages")
-    if len(messages) > _MAX_MESSAGES:
-        return _bad(f"`messages` holds more than {_MAX_MESSAGES}.", "messages")
-    if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
-        return _bad("Each of `messages` must be an object with a `role`.", "messages")
-    if not isinstance(body.get("stream"), _BOOL_OR_NULL):
-        return _bad("`stream` must be true or false.", "stream")
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        return _bad("`stream_options` must be an object.", "stream_options")
-    tools = body.get("tools")
-    if tools is not None and (not isinstance(tools, list) or len(tools) > _MAX_TOOLS):
-        return _bad(f"`tools` must be a list of at most {_MAX_TOOLS}.", "tools")
-    functions = body.get("functions")
-    if functions is not None and (not isinstance(functions, list) or len(functions) > _MAX_TOOLS):
-        return _bad(f"`functions` must be a list of at most {_MAX_TOOLS}.", "functions")
-    return None
+def other_models(body: Mapping[str, Any]) -> str | None:
+    """Return the field by which a request names further models, if it does: what a role may use is asked of one."""
+    return next((name for name in MODELS_BESIDE if body.get(name) is not None), None)
 
 
-def check_tools(body: Mapping[str, Any], grant: Grant) -> Refusal | None:
-    """Refuse tools that the role does not declare, its provider's own among them; without a tool list any goes."""
+def check_tools(body: Mapping[str, Any], offered: Sequence[str | None], grant: Grant) -> Refusal | None:
+    """Refuse tools that the role does not declare, its provider's own among them; without a tool list any goes.
+
+    `offered` are the names of the functions that the body offers, None for each tool that is none (`Wire.tools`).
+    """
     if grant.tools is None:
         return None
     for field in PROVIDER_TOOL_FIELDS:
         if body.get(field) is not None:
             return _tool_not_allowed(field, grant, param=field)
-    offered = [_function_of(tool) for tool in body.get("tools") or ()]
-    for function in (*offered, *(body.get("functions") or ())):  # `functions` is what `tools` were called before
-        name = function.get("name") if isinstance(function, dict) else None
+    for name in offered:
         if name not in grant.tools:
             return _tool_not_allowed(name, grant, param="tools")
-    return None
-
-
-def _function_of(tool: object) -> object:
-    """Return the function that a tool declares; a tool of another type is the provider's, whatever else it says."""
-    if isinstance(tool, dict) and tool.get("type", "function") == "function":
-        return tool.get("function")
     return None
 
 
@@ -263,7 +210,3 @@ def past_alert(balances: Sequence[Balance]) -> str | None:
 def _is_past(balance: Balance) -> bool:
     limit = balance.scope.limit_nanos
     return bool(limit) and balance.posted_nanos + balance.held_nanos >= min(balance.scope.alert_at) * (limit or 0)
-
-
-def _bad(message: str, param: str | None) -> Refusal:
-    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)

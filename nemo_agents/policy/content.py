@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["PROVIDER_TOOL_FIELDS", "TEXT_ONLY", "Content", "content_boundable", "content_of"]
+__all__ = [
+    "ANTHROPIC_CLIENT_TOOL",
+    "PROVIDER_TOOL_FIELDS",
+    "TEXT_ONLY",
+    "Content",
+    "content_boundable",
+    "content_of",
+    "is_client_tool",
+]
 
 AUDIO_TOKENS_PER_S: Final = 32
 """The most that a second of sound becomes: 32 at Google (Gemini API, "Audio understanding"), 10 at OpenAI."""
@@ -30,6 +39,7 @@ _TEXT_PARTS: Final = frozenset(
         "text",
         "input_text",
         "output_text",
+        "redacted_thinking",  # encrypted, and longer than what it hides
         "refusal",
         "thinking",
         "tool_use",
@@ -51,6 +61,12 @@ _TEXT_ITEMS: Final = frozenset(
 _NESTING_MAX: Final = 4
 """A tool's result inside a message is the deepest content that any wire format has."""
 _CLIENT_TOOLS: Final = frozenset({"function", "custom"})
+ANTHROPIC_CLIENT_TOOL: Final = re.compile(r"(?:bash|computer|memory|text_editor)_\d{8}")
+"""Types of tools that Anthropic describes and the client runs (`anthropic.types.ToolUnionParam`).
+
+All its other types run at Anthropic, or stand for a set of tools: `web_search_…`, `web_fetch_…`, `code_execution_…`,
+`tool_search_tool_…`, `mcp_toolset`, `browser_toolset_…`, `computer_toolset_…`.
+"""
 
 PROVIDER_TOOL_FIELDS: Final = (
     "container",
@@ -68,6 +84,7 @@ Being there is enough: an empty `web_search_options` switches web search on. Onl
 _BEYOND_TEXT: Final = (
     "cached_content",
     "conversation",
+    "fallbacks",  # models that Anthropic asks when the first one declines
     "models",
     "prediction",
     "previous_response_id",
@@ -103,6 +120,13 @@ class Content:
 
 TEXT_ONLY: Final = Content()
 """Text and nothing else, billed as usual."""
+
+
+def is_client_tool(kind: object) -> bool:
+    """Say whether a tool of this type, in Anthropic's wire, is run by the client; None is a tool without a type."""
+    if kind is None or kind == "custom":
+        return True
+    return isinstance(kind, str) and ANTHROPIC_CLIENT_TOOL.fullmatch(kind) is not None
 
 
 def content_boundable(body: Mapping[str, Any]) -> str | None:
@@ -169,6 +193,7 @@ def _walk(body: Mapping[str, Any], found: _Found) -> str | None:
         return "prompt"
     return (
         _answer(body, found)
+        or _beyond_rates(body)
         or _cached(body, "cache_control", found)
         or _tools(body, found)
         or _messages(body, found)
@@ -191,9 +216,28 @@ def _answer(body: Mapping[str, Any], found: _Found) -> str | None:
     return None
 
 
+def _beyond_rates(body: Mapping[str, Any]) -> str | None:
+    """Look for what Anthropic bills beside the tokens of the call: a region of its own, and further samplings.
+
+    Clearing old tool results or thoughts takes something away; compaction is a second answer that is billed, too.
+    """
+    if body.get("inference_geo") not in (None, "global"):
+        return "inference_geo"
+    managed = body.get("context_management")
+    if managed is None:
+        return None
+    edits = managed.get("edits") if isinstance(managed, (dict, Mapping)) else managed
+    for edit in edits if isinstance(edits, list) else (edits,):
+        kind = edit.get("type") if isinstance(edit, (dict, Mapping)) else None
+        if edit is not None and not (isinstance(kind, str) and kind.startswith("clear_")):
+            return "context_management"
+    return None
+
+
 def _tools(body: Mapping[str, Any], found: _Found) -> str | None:
     for where, tool in _objects(body.get("tools"), "tools"):
-        if not _is_one_of(tool.get("type", "function"), _CLIENT_TOOLS):
+        kind = tool.get("type")
+        if not _is_one_of(kind, _CLIENT_TOOLS) and not is_client_tool(kind):
             return where
         cached = _cached(tool, f"{where}.cache_control", found)
         if cached:

@@ -43,7 +43,7 @@ class Grant:
 
     Secrets come and go by rotation; the grant, its spend and its id stay. `shadow` names the rates (`rpm`, `tpm`,
     `max_parallel`) that are recorded and never refuse. `loop` None looks for no loops. `request_nanos` is the price of
-    a request for models that have no other.
+    a request for models that have no other. `cache_ttl_s` is how long its answers are given again; None: never.
     """
 
     grant_id: str
@@ -59,6 +59,7 @@ class Grant:
     budgets: tuple[BudgetRule, ...] = ()
     loop: LoopRule | None = LoopRule()
     request_nanos: int | None = None
+    cache_ttl_s: int | None = None
     guardrails: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from nemo_agents.policy.rates import (
+    ALLOWED,
     WINDOW_US,
     Allowed,
     Answer,
@@ -49,9 +50,6 @@ __all__ = [
 OWN_ENTRY_LIMIT_MAX: Final = 1_000
 """Up to this limit every charge has an entry of its own, and a window about as many entries at most."""
 
-_ALLOWED: Final = Allowed()
-
-
 @dataclass(slots=True, eq=False)
 class Entry:
     """What was charged from `since_us` to `at_us`; it leaves the window 60 seconds after `at_us`."""
@@ -75,9 +73,10 @@ class RateWindow:
 
     def check(self, now_us: int, weight: int, limit: int | None) -> Answer:
         """Say whether `weight` more fits under `limit`; charges nothing."""
-        self._advance(now_us)
+        if now_us > self._now_us:
+            self._advance(now_us)
         if limit is None or self._used + weight <= limit:
-            return _ALLOWED
+            return ALLOWED
         if weight > limit:
             return Never()
         excess = self._used + weight - limit
@@ -89,7 +88,8 @@ class RateWindow:
 
     def charge(self, now_us: int, weight: int, limit: int | None) -> Entry:
         """Charge `weight` at `now_us`, fit or not; the entry is what a later `settle` corrects."""
-        self._advance(now_us)
+        if now_us > self._now_us:
+            self._advance(now_us)
         self._used += weight
         last = self._entries[-1] if self._entries else None
         shared = limit is None or limit > OWN_ENTRY_LIMIT_MAX or len(self._entries) >= OWN_ENTRY_LIMIT_MAX
@@ -97,7 +97,7 @@ class RateWindow:
             last.at_us = self._now_us
             last.weight += weight
             return last
-        entry = Entry(since_us=self._now_us, at_us=self._now_us, weight=weight)
+        entry = Entry(self._now_us, self._now_us, weight)
         self._entries.append(entry)
         return entry
 
@@ -112,7 +112,8 @@ class RateWindow:
 
     def used(self, now_us: int) -> int:
         """Return what is charged in the last 60 seconds; after settling upwards it may exceed the limit."""
-        self._advance(now_us)
+        if now_us > self._now_us:
+            self._advance(now_us)
         return self._used
 
     def remaining(self, now_us: int, limit: int) -> int:
@@ -121,7 +122,8 @@ class RateWindow:
 
     def reset_us(self, now_us: int) -> int:
         """Return the microseconds until the window is empty, if nothing else is charged."""
-        self._advance(now_us)
+        if now_us > self._now_us:
+            self._advance(now_us)
         for entry in reversed(self._entries):
             if entry.weight:
                 return entry.at_us + self._window_us - now_us
@@ -137,15 +139,16 @@ class RateWindow:
 
     def idle(self, now_us: int) -> bool:
         """Say whether nothing is left in the window."""
-        self._advance(now_us)
+        if now_us > self._now_us:
+            self._advance(now_us)
         return not self._entries
 
     def _advance(self, now_us: int) -> None:
-        if now_us <= self._now_us:
-            return  # whatever ends by now has been taken out
+        """Take out what ends by now. Whoever asks at the same time again, as a request does, need not come here."""
         self._now_us = now_us
         entries = self._entries
-        while entries and entries[0].at_us + self._window_us <= self._now_us:
+        ends_us = now_us - self._window_us
+        while entries and entries[0].at_us <= ends_us:
             entry = entries.popleft()
             entry.gone = True
             self._used -= entry.weight
@@ -171,7 +174,7 @@ class TokenCharge:
     """Tokens charged by estimate in every scope of a call; resolved once, later tries do nothing."""
 
     tokens: int
-    parts: tuple[tuple[RateWindow, Entry], ...]
+    parts: Sequence[tuple[RateWindow, Entry]]
     shadowed: tuple[Refusal, ...] = ()
     resolved: bool = False
 
@@ -180,7 +183,7 @@ class TokenCharge:
 class SlotLease:
     """One call in flight in every scope, until it is released; later releases do nothing."""
 
-    meters: tuple[_Meter, ...]
+    meters: Sequence[_Meter]
     shadowed: tuple[Refusal, ...] = ()
     released: bool = False
 
@@ -227,8 +230,7 @@ class RateWindows:
 
     def admit_requests(self, now_us: int, scopes: Sequence[RateScope]) -> Admitted | Refusal:
         """Count one request. It stays counted when a later check refuses it: that slows a loop."""
-        meters = self._meters_of(now_us, scopes)
-        pairs = list(zip(scopes, meters, strict=True))
+        pairs = self._pairs(now_us, scopes)
         answers = [meter.requests.check(now_us, 1, scope.rpm) for scope, meter in pairs]
         refusal, shadowed = judge("rpm", scopes, answers, weight=1)
         if refusal is not None:
@@ -240,14 +242,13 @@ class RateWindows:
     def admit_tokens(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> TokenCharge | Refusal:
         """Charge an estimate of a call's tokens; settle it when the call is over, with 0 if nothing was sent."""
         weight = max(1, tokens)
-        meters = self._meters_of(now_us, scopes)
-        pairs = list(zip(scopes, meters, strict=True))
+        pairs = self._pairs(now_us, scopes)
         answers = [meter.tokens.check(now_us, weight, scope.tpm) for scope, meter in pairs]
         refusal, shadowed = judge("tpm", scopes, answers, weight=weight)
         if refusal is not None:
             return refusal
         parts = [(meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm)) for scope, meter in pairs]
-        return TokenCharge(tokens=weight, parts=tuple(parts), shadowed=shadowed)
+        return TokenCharge(tokens=weight, parts=parts, shadowed=shadowed)
 
     def settle_tokens(self, charge: TokenCharge, actual: int) -> None:
         """Replace the estimate by the actual use, at the time of the charge; beyond the limit is a debt."""
@@ -260,7 +261,7 @@ class RateWindows:
 
     def acquire(self, now_us: int, scopes: Sequence[RateScope]) -> SlotLease | Refusal:
         """Count one more call in flight in every scope, or in none; release the lease when it is over."""
-        meters = self._meters_of(now_us, scopes)
+        meters = [meter for _, meter in self._pairs(now_us, scopes)]
         refusal, shadowed = judge_parallel(scopes, [meter.in_flight for meter in meters])
         if refusal is not None:
             return refusal
@@ -284,25 +285,13 @@ class RateWindows:
         """Return where every limit of requests and tokens stands."""
         readings: list[Reading] = []
         for scope in scopes:
-            meter = self._meters.get((scope.kind, scope.id))
-            limits: tuple[tuple[Literal["requests", "tokens"], str, int | None], ...]
-            limits = (("requests", "rpm", scope.rpm), ("tokens", "tpm", scope.tpm))
-            for what, name, limit in limits:
-                if limit is None:
-                    continue
-                used = reset_us = 0
-                if meter is not None:
-                    window = meter.requests if what == "requests" else meter.tokens
-                    used, reset_us = window.used(now_us), window.reset_us(now_us)
-                readings.append(
-                    Reading(
-                        what=what,
-                        limit=limit,
-                        remaining=max(0, limit - used),
-                        reset_us=reset_us,
-                        shadow=name in scope.shadow,
-                    )
-                )
+            meter = self._meters.get(scope.key)
+            if scope.rpm is not None:
+                window = None if meter is None else meter.requests
+                readings.append(_reading(window, now_us, "requests", scope.rpm, "rpm" in scope.shadow))
+            if scope.tpm is not None:
+                window = None if meter is None else meter.tokens
+                readings.append(_reading(window, now_us, "tokens", scope.tpm, "tpm" in scope.shadow))
         return tuple(readings)
 
     def restore(self, now_us: int, uses: Iterable[PastUse]) -> None:
@@ -316,17 +305,32 @@ class RateWindows:
                 meter.requests.charge(at_us, 1, None)
                 meter.tokens.charge(at_us, use.tokens, None)
 
-    def _meters_of(self, now_us: int, scopes: Sequence[RateScope]) -> tuple[_Meter, ...]:
+    def _pairs(self, now_us: int, scopes: Sequence[RateScope]) -> list[tuple[RateScope, _Meter]]:
         if now_us - self._swept_us >= self._window_us:
             self._swept_us = now_us
             self._meters = {key: meter for key, meter in self._meters.items() if not _idle(meter, now_us)}
-        return tuple([self._meter((scope.kind, scope.id)) for scope in scopes])
+        known = self._meters.get
+        return [(scope, known(scope.key) or self._meter(scope.key)) for scope in scopes]
 
     def _meter(self, key: tuple[str, str]) -> _Meter:
         meter = self._meters.get(key)
         if meter is None:
             meter = self._meters[key] = _Meter(requests=RateWindow(self._window_us), tokens=RateWindow(self._window_us))
         return meter
+
+
+def _reading(
+    window: RateWindow | None,
+    now_us: int,
+    what: Literal["requests", "tokens"],
+    limit: int,
+    shadow: bool,  # noqa: FBT001 - one of the fields of a reading, in their order
+) -> Reading:
+    if window is None:
+        return Reading(what=what, limit=limit, remaining=limit, reset_us=0, shadow=shadow)
+    left = limit - window.used(now_us)
+    reset_us = window.reset_us(now_us)
+    return Reading(what=what, limit=limit, remaining=left if left > 0 else 0, reset_us=reset_us, shadow=shadow)
 
 
 def _idle(meter: _Meter, now_us: int) -> bool:

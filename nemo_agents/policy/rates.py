@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -12,6 +13,7 @@ from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
 
 __all__ = [
+    "ALLOWED",
     "WINDOW_US",
     "Allowed",
     "Answer",
@@ -48,11 +50,18 @@ class RateScope:
     name: str | None = None
     shadow: frozenset[str] = frozenset()
     fleet: str | None = None
+    key: tuple[str, str] = field(init=False, repr=False, compare=False)  # kind and id, by which its windows are kept
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.kind, self.id))
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """The weight fits now."""
+
+
+ALLOWED: Final = Allowed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,8 @@ def judge(
 
     The refusal is of the scope that takes longest: waiting that long is enough for all of them.
     """
+    if all([answer is ALLOWED for answer in answers]):
+        return None, ()
     slowest: tuple[RateScope, Wait | Never] | None = None
     shadowed: list[Refusal] = []
     for scope, answer in zip(scopes, answers, strict=True):
@@ -101,6 +112,8 @@ def judge(
 
 def judge_parallel(scopes: Sequence[RateScope], in_flight: Sequence[int]) -> tuple[Refusal | None, tuple[Refusal, ...]]:
     """Return the refusal of one more call beside those in flight, and those of limits in mode shadow."""
+    if all([scope.max_parallel is None for scope in scopes]):
+        return None, ()
     refusal: Refusal | None = None
     shadowed: list[Refusal] = []
     for scope, flying in zip(scopes, in_flight, strict=True):
@@ -116,6 +129,8 @@ def judge_parallel(scopes: Sequence[RateScope], in_flight: Sequence[int]) -> tup
 
 def newer_readings(before: Sequence[Reading], after: Sequence[Reading]) -> tuple[Reading, ...]:
     """Return the readings after, and of what they do not speak of (requests, tokens) those before."""
+    if not before:
+        return tuple(after)
     spoken = {reading.what for reading in after}
     return (*[reading for reading in before if reading.what not in spoken], *after)
 
@@ -127,24 +142,38 @@ def rate_headers(readings: Iterable[Reading]) -> dict[str, str]:
     draft-ietf-httpapi-ratelimit-headers-10: lists of structured fields with quota `q`, window `w` in seconds, quota
     unit `qu`, remaining `r`, and `t` seconds until the quota is whole again, rounded up.
     """
+    requests = tokens = None
+    for reading in readings:
+        if reading.what == "requests":
+            requests = reading if requests is None else _tighter(reading, requests)
+        else:
+            tokens = reading if tokens is None else _tighter(reading, tokens)
     headers: dict[str, str] = {}
-    policies: list[str] = []
     standings: list[str] = []
-    readings = list(readings)
-    for what, name, unit in (("requests", "rpm", ""), ("tokens", "tpm", ';qu="tokens"')):
-        of_kind = [reading for reading in readings if reading.what == what]
-        if not of_kind:
-            continue
-        tightest = min(of_kind, key=_tightness)
-        headers[f"x-ratelimit-limit-{what}"] = str(tightest.limit)
-        headers[f"x-ratelimit-remaining-{what}"] = str(tightest.remaining)
-        headers[f"x-ratelimit-reset-{what}"] = format_reset(tightest.reset_us)
-        policies.append(f'"{name}";q={tightest.limit};w={WINDOW_US // 1_000_000}{unit}')
-        standings.append(f'"{name}";r={tightest.remaining};t={-(-tightest.reset_us // 1_000_000)}')
-    if policies:
-        headers["ratelimit-policy"] = ", ".join(policies)
+    if requests is not None:
+        headers["x-ratelimit-limit-requests"] = str(requests.limit)
+        headers["x-ratelimit-remaining-requests"] = str(requests.remaining)
+        headers["x-ratelimit-reset-requests"] = format_reset(requests.reset_us)
+        standings.append(f'"rpm";r={requests.remaining};t={-(-requests.reset_us // 1_000_000)}')
+    if tokens is not None:
+        headers["x-ratelimit-limit-tokens"] = str(tokens.limit)
+        headers["x-ratelimit-remaining-tokens"] = str(tokens.remaining)
+        headers["x-ratelimit-reset-tokens"] = format_reset(tokens.reset_us)
+        standings.append(f'"tpm";r={tokens.remaining};t={-(-tokens.reset_us // 1_000_000)}')
+    if standings:
+        headers["ratelimit-policy"] = _policies(requests and requests.limit, tokens and tokens.limit)
         headers["ratelimit"] = ", ".join(standings)
     return headers
+
+
+@lru_cache(maxsize=256)
+def _policies(rpm: int | None, tpm: int | None) -> str:
+    """Return the value of `ratelimit-policy`, which is the same for every request of a role."""
+    window = f"w={WINDOW_US // 1_000_000}"
+    policies = [] if rpm is None else [f'"rpm";q={rpm};{window}']
+    if tpm is not None:
+        policies.append(f'"tpm";q={tpm};{window};qu="tokens"')
+    return ", ".join(policies)
 
 
 def format_reset(reset_us: int) -> str:
@@ -153,6 +182,10 @@ def format_reset(reset_us: int) -> str:
         return f"{-(-reset_us // 1000)}ms"
     minutes, seconds = divmod(-(-reset_us // 1_000_000), 60)
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def _tighter(one: Reading, other: Reading) -> Reading:
+    return one if _tightness(one) < _tightness(other) else other
 
 
 def _tightness(reading: Reading) -> tuple[bool, int, int, int]:

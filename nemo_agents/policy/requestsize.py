@@ -4,8 +4,7 @@ The bound on input tokens is the number of bytes: tokenizers that work on bytes 
 current provider's) never make more tokens than UTF-8 bytes. A bound on characters would be wrong, a character
 can be four.
 
-`prompt`, `best_of` and the `input` of responses belong to endpoints that the gateway does not serve yet; they are
-bounded here all the same, so that no endpoint is added without them.
+Every wire is read here alike, whichever it is: a field that one of them lacks is absent.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+
+from nemo_agents.policy.content import ANTHROPIC_CLIENT_TOOL
 
 __all__ = [
     "OUTPUT_TOKENS_MAX",
@@ -38,6 +39,9 @@ _FRAMING_PER_MESSAGE: Final = 16
 _HIDDEN_PREAMBLE: Final = 600
 """Providers wrap tool declarations and schemas into words of their own: this many tokens at most."""
 
+_DESCRIBED_BY_PROVIDER: Final = 2_000
+"""What Anthropic makes of a tool that it describes itself: 735 tokens at most are published (computer use)."""
+
 # Fields of a request that steer the call and are not shown to the model. A field that is not listed counts as
 # read.
 _NOT_READ: Final = frozenset(
@@ -54,6 +58,7 @@ _NOT_READ: Final = frozenset(
         "best_of",
         "seed",
         "stop",
+        "stop_sequences",
         "store",
         "logprobs",
         "top_logprobs",
@@ -135,8 +140,17 @@ def _message_count(body: Mapping[str, Any]) -> int:
 
 def _preamble(body: Mapping[str, Any]) -> int:
     get = body.get
-    wrapped = get("tools") or get("functions") or get("response_format") or get("text")
-    return _HIDDEN_PREAMBLE if wrapped else 0
+    tools = get("tools")
+    schema = get("response_format") or get("text") or get("output_config") or get("output_format")
+    if not (tools or schema or get("functions")):
+        return 0
+    described = sum(_is_described_by_provider(tool) for tool in tools) if isinstance(tools, list) else 0
+    return _HIDDEN_PREAMBLE + described * _DESCRIBED_BY_PROVIDER
+
+
+def _is_described_by_provider(tool: object) -> bool:
+    kind = tool.get("type") if isinstance(tool, (dict, Mapping)) else None
+    return isinstance(kind, str) and ANTHROPIC_CLIENT_TOOL.fullmatch(kind) is not None
 
 
 def output_cap(body: Mapping[str, Any], default: int) -> int:

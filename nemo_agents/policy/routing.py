@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from nemo_agents.errors import Code
+from nemo_agents.groups import FallbackOn, ModelGroup, Strategy
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["SANDBOX", "Deployment", "Target", "allowed", "fallback_on", "resolve"]
+__all__ = [
+    "SANDBOX",
+    "Deployment",
+    "Options",
+    "Target",
+    "allowed",
+    "by_group",
+    "configured_deployments",
+    "duplicate_in",
+    "fallback_on",
+    "group_in",
+    "options_of",
+    "resolve",
+]
 
 SANDBOX: Final = "sandbox"
 """The built-in provider that needs no credentials; `sandbox/<model>` addresses it."""
@@ -19,8 +33,27 @@ _NEXT_MAY_SUCCEED: Final = frozenset({408, 409, 429})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the deployments of a model group are chosen from, and what a failure may lead to.
+
+    `retries` None leaves it to the gateway's setting, for a group of one deployment; others fall back instead.
+    """
+
+    strategy: Strategy = "order"
+    retries: int | None = None
+    fallback_on: tuple[FallbackOn, ...] = ()
+
+
+_USUAL: Final = Options()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One deployment of a model group; `fleet` None: a group of every fleet. Lower `order` is tried first."""
+    """One deployment of a model group; `fleet` None: a group of every fleet. Lower `order` (its tier) is tried first.
+
+    `context_tokens` is how long a prompt may be, None where nobody said. `options` are the group's: all its
+    deployments say the same, and the first one counts. `applied` is provisioning's mark, which means nothing here.
+    """
 
     deployment_id: str
     fleet: str | None
@@ -28,17 +61,29 @@ class Deployment:
     model: str  # provider/model
     order: int = 0
     weight: int = 1
+    context_tokens: int | None = None
+    options: Options = _USUAL
+    applied: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One place to send a request to, in the provider's own name for the model.
 
-    For the sandbox as stand-in `model` is `provider/model`, what it stands for.
+    For the sandbox as stand-in `model` is `provider/model`, what it stands for. `deployment` is the id of the
+    deployment in its group, or `provider/model` where the model was asked for by its own name.
     """
 
     provider: str
     model: str
+    deployment: str = ""
+    order: int = 0
+    weight: int = 1
+    context_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.deployment:
+            object.__setattr__(self, "deployment", f"{self.provider}/{self.model}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +111,84 @@ def resolve(
     """
     deployments = groups.get(asked)
     if deployments is None:
-        wanted = [asked]
-    else:
-        wanted = [deployment.model for deployment in sorted(deployments, key=lambda deployment: deployment.order)]
+        place = _place(asked, provider_of, available, stand_in, key_env_of)
+        if isinstance(place, _Missing):
+            return _not_found(asked, [place.why], group=False)
+        return (Target(provider=place[0], model=place[1]),)
     targets: list[Target] = []
     missing: list[str] = []
-    for model in wanted:
-        place = _place(model, provider_of, available, stand_in, key_env_of)
+    for one in sorted(deployments, key=lambda deployment: deployment.order):
+        place = _place(one.model, provider_of, available, stand_in, key_env_of)
         if isinstance(place, _Missing):
             missing.append(place.why)
-        else:
-            provider, name = place
-            targets.append(Target(provider=provider, model=name))
-    return tuple(targets) or _not_found(asked, missing, group=deployments is not None)
+            continue
+        targets.append(
+            Target(
+                provider=place[0],
+                model=place[1],
+                deployment=one.deployment_id,
+                order=one.order,
+                weight=one.weight,
+                context_tokens=one.context_tokens,
+            )
+        )
+    return tuple(targets) or _not_found(asked, missing, group=True)
+
+
+def configured_deployments(groups: Iterable[ModelGroup]) -> tuple[Deployment, ...]:
+    """Return the deployments of groups that are declared for every fleet, in their order."""
+    return tuple(
+        Deployment(
+            deployment_id=f"config/{group.name}/{n}",
+            fleet=None,
+            group=group.name,
+            model=one.model,
+            order=one.tier or 0,
+            weight=one.weight,
+            context_tokens=one.context_tokens,
+            options=Options(strategy=group.strategy, retries=group.retries, fallback_on=group.fallback_on),
+        )
+        for group in groups
+        for n, one in enumerate(group.deployments, start=1)
+    )
+
+
+def by_group(deployments: Iterable[Deployment]) -> dict[str, list[Deployment]]:
+    """Return deployments by the name of their group, in the order in which they come."""
+    found: dict[str, list[Deployment]] = {}
+    for one in deployments:
+        found.setdefault(one.group, []).append(one)
+    return found
+
+
+def options_of(deployments: Sequence[Deployment] | None) -> Options:
+    """Return the options of a group by its deployments, in their order; the usual ones for a model of its own name."""
+    return deployments[0].options if deployments else _USUAL
+
+
+def group_in(wanted: Deployment, others: Iterable[Deployment]) -> str | None:
+    """Return the group that a deployment would make a group hold, itself or another one; None where it holds none.
+
+    A group holds models only. `others` are all deployments that there are; those of other fleets do not count.
+    """
+    if wanted.model == wanted.group:
+        return wanted.group
+    for other in others:
+        if None in (wanted.fleet, other.fleet) or other.fleet == wanted.fleet:
+            if other.group == wanted.model:
+                return other.group
+            if other.model == wanted.group and other.deployment_id != wanted.deployment_id:
+                return wanted.group
+    return None
+
+
+def duplicate_in(wanted: Deployment, others: Iterable[Deployment]) -> str | None:
+    """Return the id of the deployment that has the same model in the same group already; None where there is none."""
+    for other in others:
+        same = (other.fleet, other.group, other.model) == (wanted.fleet, wanted.group, wanted.model)
+        if same and other.deployment_id != wanted.deployment_id:
+            return other.deployment_id
+    return None
 
 
 def _place(

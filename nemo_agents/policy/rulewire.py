@@ -16,19 +16,21 @@ from typing import Any, Final
 from nemo_agents.durations import UTC_NAME, follows_calendar, is_time_zone, period_name
 from nemo_agents.money import nanos_from_wire, nanos_to_wire
 from nemo_agents.policy.budgets import BudgetRule, LoopRule, Mode, ModelLimit
-from nemo_agents.rules import BUDGETS_MAX, LOOP_REPEATS_MAX, LOOP_WITHIN_S_MAX, RATES
+from nemo_agents.rules import BUDGETS_MAX, CACHE_TTL_S_MAX, LOOP_REPEATS_MAX, LOOP_WITHIN_S_MAX, RATES
 
 __all__ = [
     "COUNT_MAX",
     "RATES",
     "RuleFault",
     "budget_facts",
+    "cache_fact",
     "check_budgets",
     "first_budget",
     "loop_fact",
     "model_facts",
     "model_fields",
     "read_budgets",
+    "read_cache_ttl_s",
     "read_loop",
     "read_max_parallel",
     "read_model_limits",
@@ -265,6 +267,20 @@ def read_request_nanos(nemo: Mapping[str, Any]) -> int | None:
     """Return the price of a request for models that have none. Raises RuleFault."""
     value = nemo.get("price_per_request")
     return None if value is None else _nanos(value, "metadata.nemo.price_per_request")
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+def read_cache_ttl_s(nemo: Mapping[str, Any]) -> int | None:
+    """Return for how many seconds answers are given again; None for never. Raises RuleFault."""
+    at, value = "metadata.nemo.cache", nemo.get("cache")
+    if value is None:
+        return None
+    return _whole(_object(value, at, {"ttl_s"}).get("ttl_s"), f"{at}.ttl_s", 1, CACHE_TTL_S_MAX)
+
+
+def cache_fact(ttl_s: int | None) -> dict[str, Any] | None:
+    """Return what `metadata.nemo.cache` says; None for no cache."""
+    return None if ttl_s is None else {"ttl_s": ttl_s}
 
 
 def _object(value: Any, at: str, known: set[str]) -> Mapping[str, Any]:

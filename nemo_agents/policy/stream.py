@@ -7,11 +7,13 @@ one with the finish reason (Mistral), and some leave out `[DONE]`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["StreamTally", "answer_of"]
+from nemo_agents.policy.usage import Usage, usage_from_openai
 
+__all__ = ["StreamTally", "answer_of"]
 
 _TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
 _TOOL_CALLS_MAX: Final = 512
@@ -60,8 +62,8 @@ class StreamTally:
         self._done = False
         self._usage_newest = False  # no choice has said anything since
         self._usage_closes = False  # it came when every choice had finished, or in a chunk of its own
-        self.usage: object = None  # so far
-        self.service_tier: object = None
+        self._usage: object = None  # so far
+        self._service_tier: object = None
         self.tokens_seen = 0  # at least: a piece of text is a token or more, for providers stream whole ones
         self.finish_reason: str | None = None
         self.error: str | None = None
@@ -81,7 +83,7 @@ class StreamTally:
                 self._see_choice(choice)
         if usage is None:
             return True
-        self.usage, self.service_tier = usage, chunk.get("service_tier")
+        self._usage, self._service_tier = usage, chunk.get("service_tier")
         self._usage_newest = True
         self._usage_closes = self.finished or (not choices and bool(self._messages))
         return bool(choices) or not self._hide_usage
@@ -108,11 +110,16 @@ class StreamTally:
         return self._done or self.finished or (self._usage_newest and self._usage_closes)
 
     @property
-    def last_usage(self) -> object:
+    def told(self) -> Usage | None:
+        """What it has said to have used so far."""
+        return usage_from_openai(self._usage, service_tier=self._service_tier)
+
+    @property
+    def usage(self) -> Usage | None:
         """The usage of the whole answer; None while what was told may be of a part of it alone."""
         if not self.ended or not self._usage_newest:
             return None
-        return self.usage if self._done or self._usage_closes else None
+        return self.told if self._done or self._usage_closes else None
 
     def _see_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
@@ -173,7 +180,7 @@ class StreamTally:
         return messages[0] if len(messages) == 1 else (messages or None)
 
 
-def answer_of(body: dict[str, Any]) -> tuple[object, str | None]:
+def answer_of(body: Mapping[str, Any]) -> tuple[object, str | None]:
     """Return the answer message (or messages) and the finish reason of a plain answer."""
     choices = body.get("choices")
     found = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []

@@ -90,7 +90,7 @@ def usage_from_anthropic(obj: object) -> Usage | None:
     """Read the `usage` of Anthropic's Messages API, whose three groups of input are disjoint; None means unknown.
 
     `input_tokens` leaves out what was read from a cache (`cache_read_input_tokens`) and what was written to one
-    (`cache_creation_input_tokens`, split by lifetime in `cache_creation`).
+    (`cache_creation_input_tokens`, split by lifetime in `cache_creation`). Thoughts are a part of the output.
     """
     if not isinstance(obj, (dict, Mapping)):
         return None
@@ -101,6 +101,7 @@ def usage_from_anthropic(obj: object) -> Usage | None:
         hour = _count(split, "ephemeral_1h_input_tokens") or 0
         split_sum = hour + (_count(split, "ephemeral_5m_input_tokens") or 0)
         written = max(_count(obj, "cache_creation_input_tokens") or 0, split_sum)
+        thoughts = _count(_details(obj, "output_tokens_details"), "thinking_tokens") or 0
     except _OddCountError:
         return None
     if plain is None or output is None:
@@ -111,6 +112,7 @@ def usage_from_anthropic(obj: object) -> Usage | None:
         cached_tokens=cached,
         cache_write_tokens=written,
         cache_write_1h_tokens=hour,
+        reasoning_tokens=min(thoughts, output),
         service_tier=_tier(obj.get("service_tier")),
     )
 

@@ -8,21 +8,22 @@ never a key whose secret nobody has, nor a second key for one role.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemo_agents.admin import fleets, keys, models
+from nemo_agents.admin import deployments, fleets, keys
 from nemo_agents.admin.calls import Call, Flow, ask
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.errors import AdminError, ProvisionError, StalePlan
+from nemo_agents.provision.groupspec import APPLIED, GroupSpec, live_groups, marks_of, same_deployment
 from nemo_agents.provision.mint import Mint, mint_key
-from nemo_agents.provision.plan import Change, Plan, live_groups
+from nemo_agents.provision.plan import Change, Plan
 from nemo_agents.provision.snapshot import Snapshot, read_snapshot
 from nemo_agents.provision.specs import (
     FleetSpec,
-    GroupSpec,
     KeySpec,
+    applied_mark,
     live_key_spec,
     merged_metadata,
 )
@@ -111,18 +112,61 @@ def _put_fleet(spec: FleetSpec, live: Snapshot) -> Flow[None]:
 
 
 def _put_group(spec: GroupSpec, live: Snapshot) -> Flow[None]:
-    found = {_id(row): row for row in live_groups(live.deployments).get(spec.group, ())}
-    wanted = {_id(row): row for row in spec.deployments()}
-    for deployment_id, row in wanted.items():
-        has = found.get(deployment_id)
-        if has is not None and _same_deployment(has, row):
-            continue
-        if has is not None:
-            yield from forgiving(models.delete(deployment_id))
-        yield from ask(models.new(row))
-    for deployment_id in found:
-        if deployment_id not in wanted:
-            yield from forgiving(models.delete(deployment_id))
+    """Bring a group's deployments up to date, one after the other.
+
+    It never has a model twice, and is never empty, but for the moment in which the only one that it has is changed.
+    What is written carries the mark of the whole group, by which a later plan tells what another hand did since.
+    """
+    found = live_groups(live.deployments).get(spec.group, ())
+    mark = applied_mark(spec)
+    kept: set[str] = set()
+    written = False
+    wanted = _with_ids(spec, found)
+    by_id = {_id(row): row for row in found}
+    for row in sorted(wanted, key=lambda row: _id(row) in by_id):
+        deployment_id = _id(row)
+        kept.add(deployment_id)
+        has = by_id.get(deployment_id)
+        if has is None or not same_deployment(has, row):
+            yield from _put_deployment(row, mark, replaces=has is not None)
+            written = True
+    if not written and mark not in marks_of(by_id[deployment_id] for deployment_id in by_id if deployment_id in kept):
+        yield from _put_deployment(wanted[0], mark, replaces=True)
+    for deployment_id in by_id:
+        if deployment_id not in kept:
+            yield from forgiving(deployments.delete(deployment_id))
+
+
+def _put_deployment(row: DeploymentRow, mark: str, *, replaces: bool) -> Flow[None]:
+    if replaces:
+        yield from forgiving(deployments.delete(_id(row)))
+    info = {**row.model_info, APPLIED: mark}
+    yield from ask(
+        deployments.new(DeploymentRow(model_name=row.model_name, litellm_params=row.litellm_params, model_info=info))
+    )
+
+
+def _with_ids(spec: GroupSpec, found: Sequence[DeploymentRow]) -> list[DeploymentRow]:
+    """Return the wanted rows; one whose model has a deployment keeps that one's id, so that it is only changed."""
+    had = {str(row.litellm_params.get("model")): _id(row) for row in reversed(found)}
+    rows = spec.deployments()
+    taken = {had[model] for model in spec.models if model in had}
+    taken |= {_id(row) for row in found} if len(found) == 1 else set()  # the only one goes when another is there
+    given: list[DeploymentRow] = []
+    for row in rows:
+        named = had.get(row.litellm_params["model"])
+        if named is None:
+            free = (_id(row), *(f"{spec.fleet}/{spec.group}/{n}" for n in range(1, len(rows) + len(taken) + 1)))
+            named = next(name for name in free if name not in taken)
+            taken.add(named)
+        given.append(
+            DeploymentRow(
+                model_name=row.model_name,
+                litellm_params=row.litellm_params,
+                model_info={**row.model_info, "id": named},
+            )
+        )
+    return given
 
 
 def _put_key(change: Change, spec: KeySpec, live: Snapshot, store: KeyStore, mint: Mint) -> Flow[None]:
@@ -168,7 +212,7 @@ def _remove(change: Change, live: Snapshot, store: KeyStore) -> Flow[None]:
         yield from forgiving(fleets.delete([change.name]))
     elif change.kind == "models":
         for row in live_groups(live.deployments).get(change.name, ()):
-            yield from forgiving(models.delete(_id(row)))
+            yield from forgiving(deployments.delete(_id(row)))
     elif change.public_id is not None:
         # Forget first: killed in between, the key is still live and the next plan revokes it.
         entry = store.get(live.gateway_url, live.fleet, change.name)
@@ -185,10 +229,6 @@ def _activate(gateway_url: str, fleet: str, entry: StoredKey, token: str, store:
 
 def _id(row: DeploymentRow) -> str:
     return str(row.model_info.get("id", ""))
-
-
-def _same_deployment(has: DeploymentRow, wanted: DeploymentRow) -> bool:
-    return all(has.litellm_params.get(key) == value for key, value in wanted.litellm_params.items())
 
 
 def _set_fields(wire: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_agents.errors import DeclarationError
-from nemo_agents.roles import AgentRole, FleetDeclaration, Guardrail, ModelGroup
+from nemo_agents.groups import ModelGroup, group_from_table
+from nemo_agents.roles import AgentRole, FleetDeclaration, Guardrail
 from nemo_agents.rules import Budget, Loop, RateLimit, did_you_mean
 
 __all__ = ["load_fleet"]
@@ -20,7 +21,6 @@ __all__ = ["load_fleet"]
 _MODULE = "__nemo_fleet_file__"
 _TABLES = ("fleet", "models", "roles")
 _FLEET_KEYS = ("name", "budget", "rpm", "tpm", "max_parallel", "shadow", "guardrails")
-_GROUP_KEYS = ("name", "models")
 _ROLE_KEYS = (
     "name",
     "models",
@@ -32,10 +32,12 @@ _ROLE_KEYS = (
     "budget",
     "loop",
     "price_per_request",
+    "cache",
     "guardrails",
     "tools",
     "description",
 )
+_AS_WRITTEN = ("models", "tools", "price_per_request", "cache", "description")
 _BUDGET_KEYS = ("amount", "period", "tz", "alert_at", "mode")
 _LIMIT_KEYS = ("rpm", "tpm", "max_parallel", "mode")
 _LOOP_KEYS = ("repeats", "within_s", "mode")
@@ -156,7 +158,7 @@ def _role(table: Mapping[str, Any], n: int) -> AgentRole:
     at = f"roles[{table.get('name', n)}]"
     _known(table, _ROLE_KEYS, f"{at}.")
     _required(table, ("name", "models"), at)
-    direct = {key: table[key] for key in ("models", "tools", "price_per_request", "description") if key in table}
+    direct = {key: table[key] for key in _AS_WRITTEN if key in table}
     if "model_limits" in table:
         direct["model_limits"] = _model_limits(table["model_limits"], at)
     if "loop" in table:
@@ -165,10 +167,8 @@ def _role(table: Mapping[str, Any], n: int) -> AgentRole:
 
 
 def _group(table: Mapping[str, Any], n: int) -> ModelGroup:
-    at = f"models[{table.get('name', n)}]"
-    _known(table, _GROUP_KEYS, f"{at}.")
-    _required(table, ("name", "models"), at)
-    return ModelGroup(table["name"], table["models"])
+    _required(table, ("name",), f"models[{n}]")
+    return group_from_table(table["name"], table)
 
 
 def _common(table: Mapping[str, Any], at: str) -> dict[str, Any]:

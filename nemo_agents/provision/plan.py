@@ -1,17 +1,19 @@
 """Decide what has to change on the gateway so that a fleet is as declared: values in, a value out.
 
 A plan names every thing that provisioning looks at, the unchanged ones too, in the order in which apply
-performs it: the fleet, its model groups, its roles' keys, and at the end what is declared no more.
+performs it: the fleet, its model groups, its roles' keys, and at the end what is declared no more (but before the
+model groups one whose name is to be that of a model).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.policy.budgets import BudgetRule
+from nemo_agents.provision.groupspec import are_alike, live_group_spec, live_groups, marks_of
 from nemo_agents.provision.snapshot import Snapshot
 from nemo_agents.provision.specs import (
     FleetSpec,
@@ -39,7 +41,6 @@ __all__ = [
     "FieldChange",
     "Kind",
     "Plan",
-    "live_groups",
     "plan",
     "plan_destroy",
 ]
@@ -125,16 +126,21 @@ def plan(desired: FleetDeclaration, live: Snapshot, stored: Sequence[StoredKey])
     decided = [_role(key_spec(desired, role), live, entries.get(role.name)) for role in desired.roles]
     groups = {group.name: group_spec(desired.name, group) for group in desired.models}
     found = live_groups(live.deployments)
+    gone = [name for name in found if name not in groups]
+    listed = {model for spec in groups.values() for model in spec.models}
+    first = [name for name in gone if name in listed]  # a group holds models only: it goes before it may be listed
+    in_turn = sorted(groups.items(), key=lambda item: item[0] not in found)  # likewise what other groups held
     return Plan(
         gateway_url=live.gateway_url,
         fleet=desired.name,
         fingerprint=live.fingerprint,
         changes=(
             _fleet(fleet_spec(desired), live.team),
-            *(_group(spec, found.get(name)) for name, spec in groups.items()),
+            *(_gone("models", name) for name in first),
+            *(_group(spec, found.get(name)) for name, spec in in_turn),
             *(item for item in decided if isinstance(item, Change)),
             *_surplus_keys(live, decided),
-            *(_gone("models", name) for name in found if name not in groups),
+            *(_gone("models", name) for name in gone if name not in first),
         ),
         conflicts=tuple(item for item in decided if isinstance(item, Conflict)),
         exposure=desired.worst_case(),
@@ -153,19 +159,6 @@ def plan_destroy(live: Snapshot) -> Plan:
     elif live.team is not None:
         changes.append(_gone("fleet", live.fleet))
     return Plan(gateway_url=live.gateway_url, fleet=live.fleet, fingerprint=live.fingerprint, changes=tuple(changes))
-
-
-def live_groups(rows: Iterable[DeploymentRow]) -> dict[str, tuple[DeploymentRow, ...]]:
-    """Return deployments by model group, in the order in which they are tried."""
-    groups: dict[str, list[DeploymentRow]] = {}
-    for row in rows:
-        groups.setdefault(row.model_name, []).append(row)
-    return {name: tuple(sorted(groups[name], key=_order)) for name in sorted(groups)}
-
-
-def _order(row: DeploymentRow) -> tuple[int, str]:
-    order = row.litellm_params.get("order")
-    return (order if isinstance(order, int) else 0, str(row.model_info.get("id", "")))
 
 
 def _fleet(spec: FleetSpec, row: TeamRow | None) -> Change:
@@ -192,13 +185,19 @@ def _fleet(spec: FleetSpec, row: TeamRow | None) -> Change:
 def _group(spec: GroupSpec, rows: tuple[DeploymentRow, ...] | None) -> Change:
     if not rows:
         return Change(action="create", kind="models", name=spec.name, spec=spec)
-    live = GroupSpec(fleet=spec.fleet, group=spec.group, models=tuple(_model(row) for row in rows))
+    live = live_group_spec(spec.fleet, spec.group, rows)
     fields = _differences(live, spec)
-    return Change(action="update" if fields else "keep", kind="models", name=spec.name, spec=spec, fields=fields)
-
-
-def _model(row: DeploymentRow) -> str:
-    return str(row.litellm_params.get("model", ""))
+    if not fields and not are_alike(rows):
+        fields = (FieldChange(field="options", old="not alike in all deployments", new="as declared"),)
+    marks = marks_of(rows)
+    return Change(
+        action="update" if fields else "keep",
+        kind="models",
+        name=spec.name,
+        spec=spec,
+        fields=fields,
+        drift=bool(fields and marks) and applied_mark(live) not in marks,
+    )
 
 
 def _role(spec: KeySpec, live: Snapshot, entry: StoredKey | None) -> Change | Conflict:

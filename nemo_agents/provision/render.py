@@ -10,12 +10,12 @@ from nemo_agents.errors import ProvisionError
 from nemo_agents.money import format_nanos
 from nemo_agents.provision.plan import SYMBOLS, Action, Change, Plan
 from nemo_agents.provision.specs import FleetSpec, GroupSpec, KeySpec, Spec
-from nemo_agents.provision.texts import budget_texts, loop_text, model_limit_text, rate_texts
+from nemo_agents.provision.texts import budget_texts, cache_text, loop_text, model_limit_text, rate_texts
 from nemo_agents.roles import Exposure
 
 __all__ = ["done", "line_of", "plan_from_json", "plan_to_json", "plan_to_text", "summary"]
 
-_FORMAT = 2
+_FORMAT = 3
 # What is counted, as the plan says it and as the account of it says it.
 _VERBS: tuple[tuple[Action, str, str], ...] = (
     ("create", "to create", "created"),
@@ -117,9 +117,11 @@ def _facts(spec: Spec) -> list[str]:
         case FleetSpec():
             return ["fleet", *_limits(spec)]
         case GroupSpec():
-            return ["model group", ", ".join(spec.models)]
+            return ["model group", *spec.facts()]
         case KeySpec():
             facts = [*_limits(spec), ", ".join(spec.models)]
+            if spec.cache_ttl_s is not None:
+                facts.append(f"cache {cache_text(spec.cache_ttl_s)}")
             if spec.guardrails:
                 facts.append(", ".join(spec.guardrails))
             if spec.tools is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nemo_agents.admin import fleets, keys, models
+from nemo_agents.admin import deployments, fleets, keys
 from nemo_agents.admin.calls import Flow, ask
 from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
 from nemo_agents.errors import AdminError
@@ -76,13 +76,13 @@ def read_snapshot(gateway_url: str, fleet: str, roles: Sequence[str]) -> Flow[Sn
         if alias not in taken:
             # A gateway may match aliases by part, or ignore a filter that it does not know.
             rows.extend(row for row in (yield from keys.every(key_alias=alias)) if row.key_alias == alias)
-    deployments = yield from ask(models.every())
+    found = yield from ask(deployments.every())
     return Snapshot(
         gateway_url=gateway_url,
         fleet=fleet,
         team=team,
         keys=tuple({row.token: row for row in rows}.values()),
-        deployments=tuple(row for row in deployments if _belongs(row, fleet)),
+        deployments=tuple(row for row in found if _belongs(row, fleet)),
     )
 
 
@@ -104,5 +104,6 @@ def _stable(row: TeamRow | KeyRow | DeploymentRow) -> dict[str, Any]:
     value: dict[str, Any] = msgspec.to_builtins(row)
     if isinstance(row, DeploymentRow):  # a gateway adds prices and capabilities of its own
         params = {key: row.litellm_params.get(key) for key in ("model", "order", "weight")}
-        return {"name": row.model_name, "params": params, "model_info": {"id": row.model_info.get("id")}}
+        info = {key: item for key, item in row.model_info.items() if key == "id" or key.startswith("nemo_")}
+        return {"name": row.model_name, "params": params, "model_info": info}
     return {key: item for key, item in value.items() if key not in _VOLATILE}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from nemo_agents.admin.wire import DeploymentRow, KeyRow, TeamRow
+from nemo_agents.admin.wire import KeyRow, TeamRow
 from nemo_agents.durations import DURATION_OF, period_order
 from nemo_agents.errors import ProvisionError
 from nemo_agents.money import format_nanos, nanos_from_wire, nanos_to_wire
@@ -22,19 +22,29 @@ from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.rulewire import (
     RuleFault,
     budget_facts,
+    cache_fact,
     first_budget,
     loop_fact,
     model_facts,
     model_fields,
     read_budgets,
+    read_cache_ttl_s,
     read_loop,
     read_max_parallel,
     read_model_limits,
     read_request_nanos,
     read_shadow,
 )
-from nemo_agents.provision.texts import budget_texts, loop_text, model_limit_text, period_text, rate_texts
-from nemo_agents.roles import AgentRole, FleetDeclaration, ModelGroup
+from nemo_agents.provision.groupspec import GroupSpec, group_spec
+from nemo_agents.provision.texts import (
+    budget_texts,
+    cache_text,
+    loop_text,
+    model_limit_text,
+    period_text,
+    rate_texts,
+)
+from nemo_agents.roles import AgentRole, FleetDeclaration
 from nemo_agents.rules import Budget
 
 __all__ = [
@@ -97,7 +107,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="role"):
     """A role's key: `models` allowed, limits, budgets, guardrails (the fleet's included) and tools.
 
-    `loop` None looks for no loops; `request_nanos` is the price of a request where no other is known.
+    `loop` None looks for no loops; `request_nanos` is the price of a request where no other is known; `cache_ttl_s` is
+    for how many seconds an answer is given again, None for never.
     """
 
     fleet: str
@@ -112,6 +123,7 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     budgets: tuple[BudgetRule, ...] = ()
     loop: LoopRule | None = _LOOP
     request_nanos: int | None = None
+    cache_ttl_s: int | None = None
     guardrails: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = None
 
@@ -144,6 +156,7 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
             **model_facts(self.model_limits),
             "loop": loop_fact(self.loop),
             "price_per_request": None if self.request_nanos is None else nanos_to_wire(self.request_nanos),
+            "cache": cache_fact(self.cache_ttl_s),
             "tools": None if self.tools is None else list(self.tools),
         }
 
@@ -156,40 +169,11 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
             **budget_texts(self.budgets),
             "loop": loop_text(self.loop),
             "price_per_request": None if self.request_nanos is None else format_nanos(self.request_nanos),
+            "cache": cache_text(self.cache_ttl_s),
             "models": ", ".join(self.models),
             "guardrails": ", ".join(self.guardrails) or None,
             "tools": None if self.tools is None else ", ".join(self.tools) or "none",
         }
-
-
-class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="models"):
-    """A model group: `provider/model` in the order of trying; deployment n has order n, from 1."""
-
-    _WEIGHT: ClassVar[int] = 1
-
-    fleet: str
-    group: str
-    models: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The group's name."""
-        return self.group
-
-    def deployments(self) -> tuple[DeploymentRow, ...]:
-        """Return the rows of `/model/new`, one per model."""
-        return tuple(
-            DeploymentRow(
-                model_name=self.group,
-                litellm_params={"model": model, "order": n, "weight": self._WEIGHT},
-                model_info={"id": f"{self.fleet}/{self.group}/{n}", "team_id": self.fleet},
-            )
-            for n, model in enumerate(self.models, start=1)
-        )
-
-    def texts(self) -> dict[str, str | None]:
-        """Return the fields as people read them."""
-        return {"models": ", ".join(self.models)}
 
 
 Spec = FleetSpec | KeySpec | GroupSpec
@@ -227,14 +211,10 @@ def key_spec(fleet: FleetDeclaration, role: AgentRole) -> KeySpec:
         budgets=tuple(_rule(budget) for budget in role.budgets),
         loop=None if loop is None else LoopRule(repeats=loop.repeats, within_s=loop.within_s, mode=loop.mode),
         request_nanos=None if price is None else _as_on_the_wire(price),
+        cache_ttl_s=role.cache_ttl_s,
         guardrails=tuple(guardrail.name for guardrail in fleet.effective_guardrails(role)),
         tools=role.tools,
     )
-
-
-def group_spec(fleet: str, group: ModelGroup) -> GroupSpec:
-    """Return what a declaration wants of one model group."""
-    return GroupSpec(fleet=fleet, group=group.name, models=group.models)
 
 
 def key_alias(fleet: str, role: str) -> str:
@@ -273,6 +253,7 @@ def live_key_spec(row: KeyRow, role: str) -> KeySpec:
         budgets=_live_budgets(row.max_budget, row.budget_duration, nemo, row.key_alias or row.token),
         loop=_read(read_loop, nemo, _LOOP),
         request_nanos=_read(read_request_nanos, nemo, None),
+        cache_ttl_s=_read(read_cache_ttl_s, nemo, None),
         guardrails=tuple(row.guardrails or ()),
         tools=tuple(sorted(str(tool) for tool in tools)) if isinstance(tools, list) else None,
     )
@@ -290,9 +271,12 @@ def is_managed(metadata: Mapping[str, Any]) -> bool:
 
 
 # --- marks
-def applied_mark(spec: FleetSpec | KeySpec) -> str:
-    """Return the SHA-256 (hex) of a spec's canonical JSON: what `metadata.nemo.applied` records."""
-    canonical = msgspec.json.encode(msgspec.to_builtins(spec), order="deterministic")
+def applied_mark(spec: Spec) -> str:
+    """Return the SHA-256 (hex) of a spec's canonical JSON: what `metadata.nemo.applied` records, or `nemo_applied`."""
+    told = msgspec.to_builtins(spec)
+    if told.get("cache_ttl_s") is None:  # marks that are older than this field hold without it
+        told.pop("cache_ttl_s", None)
+    canonical = msgspec.json.encode(told, order="deterministic")
     return hashlib.sha256(canonical).hexdigest()
 
 

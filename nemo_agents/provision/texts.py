@@ -9,7 +9,10 @@ from nemo_agents.money import format_nanos
 from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.rules import RATES, format_count
 
-__all__ = ["budget_text", "budget_texts", "loop_text", "model_limit_text", "period_text", "rate_texts"]
+__all__ = ["budget_text", "budget_texts", "cache_text", "loop_text", "model_limit_text", "period_text", "rate_texts"]
+
+
+_UNITS_S = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def budget_text(rule: BudgetRule) -> str:
@@ -26,6 +29,14 @@ def loop_text(rule: LoopRule | None) -> str | None:
     if rule == LoopRule():
         return None
     return f"{rule.repeats} repeats in {rule.within_s} s{_in_shadow(rule.mode == 'shadow')}"
+
+
+def cache_text(ttl_s: int | None) -> str | None:
+    """Write how long answers are given again, in the largest unit that fits: `10m`; None for never."""
+    if ttl_s is None:
+        return None
+    unit, seconds = next((unit, size) for unit, size in _UNITS_S if ttl_s % size == 0)
+    return f"{ttl_s // seconds}{unit}"
 
 
 def budget_texts(budgets: Sequence[BudgetRule]) -> dict[str, str | None]:

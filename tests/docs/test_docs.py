@@ -21,7 +21,7 @@ from nemo_agents.errors import ErrorFacts, error_from_response
 from nemo_agents.gateway.admin import ROUTES
 from nemo_agents.gateway.providers import KEY_ENV_OF
 from nemo_agents.gateway.sandbox.script import Script
-from nemo_agents.policy.admission import ENDPOINTS
+from nemo_agents.policy.wires.table import WIRES
 from nemo_agents.policy.guardrails import BUILTIN
 from nemo_agents.provision.load import load_fleet
 from nemo_agents.provision.render import plan_to_text
@@ -209,7 +209,7 @@ def test_every_endpoint_is_listed_and_no_other():
     listed = set(re.findall(r"`((?:GET|POST) /[^`?]*)", page))
     real = {f"{route.method} {route.path}" for route in ROUTES}
     real = {name.replace("{key:path}", "{key}").replace("{run_id:path}", "{run_id}") for name in real}
-    assert listed == real | {f"POST {path}" for path in ENDPOINTS} | {"GET /v1/models"}
+    assert listed == real | {f"POST {path}" for path in WIRES} | {"GET /v1/models", "GET /v1/models/{model}"}
 
 
 def test_every_field_of_the_sandbox_is_explained():

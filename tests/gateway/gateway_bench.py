@@ -37,6 +37,7 @@ def settings_for(provider: FaultyProvider, **changes: Any) -> dict[str, Any]:
         },
         "prices": dict.fromkeys(priced, PRICE),
         "log_level": "error",
+        "retries": 0,
         "max_body_bytes": 4 * 1024 * 1024,
         **changes,
     }

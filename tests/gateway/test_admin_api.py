@@ -64,10 +64,11 @@ def test_every_route_asks_for_its_credential(bench: Bench, route: AdminRoute):
     assert as_admin.status_code < 500
 
 
-def test_nothing_but_health_is_public():
+def test_nothing_but_health_is_public_and_metrics_ask_for_themselves():
     assert {route.path for route in ROUTES if route.access is Access.PUBLIC} == {
         "/health/live",
         "/health/ready",
+        "/metrics",  # tests/gateway/test_metrics_page.py
     }
     assert len({route_id(route) for route in ROUTES}) == len(ROUTES)
 

@@ -112,7 +112,7 @@ def test_when_all_have_failed_the_last_one_speaks(bench: Bench):
     row = bench.row(answer)
     assert (row["state"], row["attempts"], row["cost_nanos"]) == ("failed", 3, 0)
     assert all(attempt["cost_nanos"] == 0 for attempt in row["attempt_rows"])
-    other = group(bench, "faulty/error-500", "faulty/rate-limited", fleet=f"{bench.fleet}-b")
+    other = bench.key(models=("group",), fleet=f"{bench.fleet}-b")
     refused(bench.chat(other, "group"), 404, "model_not_found")  # a group belongs to its fleet
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import random
@@ -22,7 +23,9 @@ from faulty_provider import FaultyProvider, run_faulty_provider
 
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
-from nemo_agents.gateway.upstream import HttpProvider, PoolSettings, read_all
+from nemo_agents.gateway.providers import ProviderConfig
+from nemo_agents.gateway.upstream import HttpProvider, PoolSettings, open_provider, read_all
+from nemo_agents.gateway.upstream.signing import SigningError
 from nemo_agents.policy.sse import SseSplitter, SseTooLarge
 from nemo_agents.secret import Secret
 
@@ -384,6 +387,9 @@ def test_a_provider_shows_its_address_and_no_secret():
         {"headers": ((b"x", b"a\r\nb"),)},
         {"headers": ((b"x y", b"a"),)},
         {"headers": ((b"Content-Length", b"0"),)},
+        {"headers": ((b"Authorization", b"Bearer mine"),)},
+        {"headers": ((b"x-api-key", b"mine"),)},
+        {"headers": ((b"User-Agent", b"mine"),)},
     ],
 )
 async def test_a_request_that_cannot_be_sent_is_not_sent(faulty, bad):
@@ -394,7 +400,133 @@ async def test_a_request_that_cannot_be_sent_is_not_sent(faulty, bad):
         assert faulty.seen()["requests"] == []
 
 
+# --- Who pays, by wire ---
+
+
+async def heads_of(config: ProviderConfig, *requests: ProviderRequest) -> list[dict[str, str]]:
+    """Send requests to a provider as it is configured; return the heads that arrived, request line under ''."""
+    heads: list[dict[str, str]] = []
+
+    async def script(peer: Peer) -> None:
+        for _ in requests:
+            head = (await peer.reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.strip().split("\r\n")
+            fields = [line.split(": ", 1) for line in lines]
+            assert len({name for name, _ in fields}) == len(fields)  # no header twice
+            await peer.reader.readexactly(int(dict(fields).get("content-length", 0)))
+            heads.append({"": first, **dict(fields)})
+            await peer.say(OK)
+
+    async with scripted(script) as server:
+        provider = open_provider(dataclasses.replace(config, base_url=f"{server.url}/v1"), max_connections=1)
+        for request in requests:
+            assert await read_all(await provider.send(request), 10) == b"hi"
+        await provider.close()
+    return heads
+
+
+def shown_in(head: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in head.items() if name in CREDENTIALS}
+
+
+CREDENTIALS = ("authorization", "x-api-key", "api-key", "anthropic-version")
+ANTHROPIC = ProviderConfig(
+    name="anthropic",
+    base_url="",
+    api_key=Secret(KEY),
+    auth="anthropic",
+    wires=frozenset({"chat", "messages"}),
+    headers=(("x-team", "search"),),
+)
+
+
+async def test_anthropic_is_shown_its_key_as_each_of_its_wires_wants_it():
+    newer = ((b"anthropic-version", b"2099-01-01"), (b"anthropic-beta", b"tools"))
+    chat, messages, brought = await heads_of(
+        ANTHROPIC,
+        request_for(),
+        request_for(wire="messages", path="/messages"),
+        request_for(wire="messages", path="/messages", headers=newer),
+    )
+    assert shown_in(chat) == {"authorization": f"Bearer {KEY}"}
+    assert shown_in(messages) == {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+    assert shown_in(brought) == {"x-api-key": KEY, "anthropic-version": "2099-01-01"}
+    assert brought["anthropic-beta"] == "tools"
+    assert [head["x-team"] for head in (chat, messages, brought)] == ["search"] * 3
+    assert messages[""] == "POST /v1/messages HTTP/1.1"
+
+
+async def test_azure_is_shown_its_key_in_a_header_of_that_name():
+    azure = ProviderConfig(name="azure", base_url="", api_key=Secret(KEY), auth="api-key")
+    chat, embeddings = await heads_of(azure, request_for(), request_for(wire="embeddings", path="/embeddings"))
+    assert shown_in(chat) == shown_in(embeddings) == {"api-key": KEY}
+
+
+async def test_a_key_file_is_shown_like_a_key(tmp_path):
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    filed = dataclasses.replace(ANTHROPIC, key_file=file)
+    chat, messages = await heads_of(filed, request_for(), request_for(wire="messages", path="/messages"))
+    assert shown_in(chat) == {"authorization": f"Bearer {KEY}"}
+    assert shown_in(messages) == {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+
+
+async def test_a_question_has_no_body():
+    question = ProviderRequest(method="GET", path="/models?limit=1000", body=b"", stream=False)
+    (head,) = await heads_of(ANTHROPIC, question)
+    assert head[""] == "GET /v1/models?limit=1000 HTTP/1.1"
+    assert "content-length" not in head
+    assert shown_in(head) == {"authorization": f"Bearer {KEY}"}
+
+
+async def test_without_a_signature_nothing_is_sent(faulty):
+    class NoKeys:
+        async def sign(self, wire, method, url, body):
+            assert (wire, method, url) == ("chat", "POST", f"{faulty.base_url}/chat/completions")
+            assert body == request_for().body
+            raise SigningError("the vault is closed")
+
+    async with provider_at(faulty.base_url, signer=NoKeys()) as provider:
+        with pytest.raises(UpstreamError, match="faulty: the vault is closed") as caught:
+            await provider.send(request_for())
+        assert caught.value.sent is False
+        assert faulty.seen()["requests"] == []
+
+
 # --- Nothing has left: `sent` is False ---
+
+
+# The others are the same address, as resolvers read them.
+@pytest.mark.parametrize("host", ["169.254.169.254", "2852039166", "0xa9fea9fe", "[fe80::1]", "[fd00:ec2::254]"])
+async def test_a_host_that_tells_secrets_is_never_connected_to(host):
+    async with provider_at(f"http://{host}/v1") as provider:
+        with pytest.raises(UpstreamError, match=r"Mend the provider's base_url") as caught:
+            await provider.send(request_for())
+        assert (caught.value.sent, caught.value.timed_out) == (False, False)
+
+
+async def test_a_redirect_to_such_a_host_is_not_followed():
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest\r\ncontent-length: 0\r\n\r\n")
+
+    async with scripted(script) as server, provider_at(server.url) as provider:
+        response = await provider.send(request_for())
+        assert (response.status, await read_all(response, 10)) == (302, b"")
+
+
+async def test_a_name_with_several_addresses_is_tried_at_each(monkeypatch):
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+
+    async with scripted(script) as server, provider_at(server.url) as provider:
+
+        async def resolve() -> list[str]:
+            return ["127.0.0.2", "127.0.0.1"]  # nothing listens at the first
+
+        monkeypatch.setattr(provider.pool, "_resolve", resolve)
+        assert await fetch(provider) == b"hi"
 
 
 async def test_a_refused_connection_sent_nothing():

@@ -14,10 +14,11 @@ from typing import Any
 
 from ledger_model import MemoryBooks, MemoryStore
 
-from nemo_agents.gateway.stores import migrate
+from nemo_agents.gateway.stores import migrate, schema
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.gateway.stores.sqlite import SqliteStore
 
+EMPTIED_AFTER = 8  # runs: a truncation takes about as long as an audit of so many
 _numbers = itertools.count()
 
 
@@ -27,8 +28,8 @@ class Backend:
 
     `open` gives the clients' stores of a new, empty database, all started; `crash` ends them without a word and opens
     others on what is on disk at this moment; `close` is the orderly end. `in_order` says that what one event loop asks
-    is done in the order of asking, so that answers are known before they come. `alone` says that a start charges
-    whatever is open, since nobody else can own it.
+    is done in the order of asking, whichever client is asked, so that answers are known before they come. `alone` says
+    that a start charges whatever is open, since nobody else can own it. `crashes_in`: one run in so many crashes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backend:
     close: Callable[[Any], Any]
     in_order: bool = True
     alone: bool = True
+    crashes_in: int = 1
 
 
 def memory_folder() -> str | None:
@@ -133,14 +135,26 @@ def sqlite_with(make: Callable[..., Any]) -> Backend:
 
 # --- PostgreSQL: two gateways' stores on one database -----------------------------------------------------------------
 class PostgresBackend:
-    """Two stores that stay open from run to run, since every run has names of its own; close them with `stop`."""
+    """Two stores that stay open from run to run, since every run has names of its own; close them with `stop`.
 
-    def __init__(self, url: str) -> None:
+    `make` may put something before each. Every run ends with an audit of the whole ledger: what the runs before it
+    have left is thrown away now and then.
+    """
+
+    def __init__(self, url: str, make: Callable[[Any], Any] = lambda store: store) -> None:
         self.url = url
+        self.make = make
+        self.runs = 0
         self.clock: Callable[[], int] = lambda: 0
         self.stores: list[Any] = []
         self.backend = Backend(
-            name="postgres", open=self.open, crash=self.crash, close=self.close, in_order=False, alone=False
+            name="postgres",
+            open=self.open,
+            crash=self.crash,
+            close=self.close,
+            in_order=False,
+            alone=False,
+            crashes_in=4,  # all connections have to be made anew, which takes half as long as a run without it
         )
 
     def now_us(self) -> int:
@@ -154,7 +168,10 @@ class PostgresBackend:
         while len(self.stores) < 2:
             store = PostgresStore(self.url, clock=self.now_us)
             await store.start()
-            self.stores.append(store)
+            self.stores.append(self.make(store))
+        if self.runs % EMPTIED_AFTER == 0:
+            await asyncio.to_thread(self._empty)
+        self.runs += 1
         return Opened(stores=list(self.stores), clock=clock)
 
     async def crash(self, _opened: Opened) -> None:
@@ -171,6 +188,14 @@ class PostgresBackend:
                     break
             else:
                 raise AssertionError("the store does not come back")
+
+    def _empty(self) -> None:
+        import psycopg
+
+        tables = [table.name for table in schema.metadata.sorted_tables]
+        with psycopg.connect(self.url, autocommit=True) as admin:
+            admin.execute("SET session_replication_role = replica")  # the ledger lets nobody else take anything away
+            admin.execute(f"TRUNCATE {', '.join(tables)}")
 
     def _end_connections(self) -> None:
         import psycopg

@@ -26,6 +26,7 @@ class Dice:
     def __init__(self, backend: Backend, seed: int) -> None:
         self.machine: Any = machine_on(backend)()
         self.random = random.Random(seed)
+        self.may_crash = seed % backend.crashes_in == 0
         self.told: list[str] = []
 
     def play(self) -> None:
@@ -54,6 +55,9 @@ class Dice:
         def any_hold() -> bool:
             return bool(machine.model.ledger.holds)
 
+        def may_crash() -> bool:
+            return self.may_crash and machine.crashes < CRASHES_MAX
+
         def again() -> None:
             do(
                 "say_again_or_late",
@@ -80,7 +84,7 @@ class Dice:
             (2, always, limit),
             (1, always, lambda: do("the_day_ends")),
             (0.5, any_hold, lambda: do("the_key_is_rotated", client=self._to(1))),
-            (0.4, lambda: machine.crashes < CRASHES_MAX, lambda: do("crash", which=self._which(), cost=self._cost())),
+            (0.4, may_crash, lambda: do("crash", which=self._which(), cost=self._cost())),
         ]
 
     def _do(self, rule: str, /, **arguments: Any) -> None:

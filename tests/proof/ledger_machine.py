@@ -69,6 +69,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run_cap = run
         self.day = 0
         self.pending: list[tuple[asyncio.Task[Any], object]] = []
+        self.turn: int | None = None  # whose asking and telling is under way, where each client writes for itself
+        self.told = False  # something was told for which no answer comes
         self.since_look = 0
         self.crashes = 0
         # What follows is the machine's own, and taken from no ledger.
@@ -173,6 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- holds --------------------------------------------------------------------------------------------------
     def ask(self, client: int, call: CallStart, attempt: AttemptStart) -> None:
+        self.turn_to(client)
         expected = self.model.open_call(call, attempt)
         task = self.loop.create_task(self.opened.stores[client].open_call(call, attempt))
         if isinstance(expected, Held):
@@ -182,11 +185,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def expect(self, task: asyncio.Task[Any], expected: object) -> None:
         self.pending.append((task, expected))
         self.do(asyncio.sleep(0))  # it has asked, and may have to wait for its answer
-        self.stepped(must_look=not self.backend.in_order)
+        self.stepped()
 
-    def stepped(self, *, must_look: bool = False) -> None:
+    def turn_to(self, client: int | None) -> None:
+        """Let another client ask, or all of them (None).
+
+        Where each of them writes for itself, what one was asked and told is written before another has its turn: so
+        the order is known, and with it the answers. What one is asked meanwhile, it writes together.
+        """
+        if self.backend.in_order or (client is not None and client == self.turn):
+            return
+        self.wait()
+        if self.turn is not None and self.told:
+            self.do(self.opened.stores[self.turn].flush())
+        self.turn, self.told = client, False
+
+    def stepped(self) -> None:
         self.since_look += 1
-        if must_look or self.since_look >= LOOK_AFTER:
+        if self.since_look >= LOOK_AFTER:
             self.look()
 
     @rule(amount=AMOUNTS, grouped=st.booleans())
@@ -198,6 +214,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def two_hold_at_once(self, amounts: tuple[int, int]) -> None:
         """Two clients ask at the same moment: the answers are those of one order or of the other."""
         self.wait()
+        self.turn_to(None)
         asked = []
         for amount in amounts:
             call = self.new_call(grouped=False)
@@ -230,11 +247,11 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- ends ---------------------------------------------------------------------------------------------------
     def settle(self, hold: Hold, kind: str, amount: int, client: int = 0) -> None:
         end, attempt = self.call_end(hold, kind), self.ended(hold, kind, amount)
+        self.turn_to(client)
         self.opened.stores[client].close_call(end, attempt)
         self.ends(hold.hold_id, kind, amount)
         self.model.close_call(end, attempt)
-        if not self.backend.in_order:
-            self.do(self.opened.stores[client].flush())
+        self.told = True
         self.stepped()
 
     @precondition(lambda self: self.model.ledger.open)
@@ -264,6 +281,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ended = self.ended(hold, kind, hold.amount if sent else 0)
         following = self.new_attempt(amount, self.scopes(grouped=call.grouped), attempt.n + 1)
         self.ends(hold.hold_id, kind, 0)
+        self.turn_to(which % 2)
         expected = self.model.next_attempt(call.request_id, ended, following)
         task = self.loop.create_task(self.opened.stores[which % 2].next_attempt(call.request_id, ended, following))
         if isinstance(expected, Held):
@@ -274,6 +292,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(by=st.integers(1, 1500))
     def time_passes(self, by: int) -> None:
         self.wait()
+        self.turn_to(by % 2)
         self.now_us += by
         due = self.model.ledger.due(self.now_us)
         assert self.do(self.opened.stores[by % 2].sweep(self.now_us)) == len(due)
@@ -308,6 +327,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The process is gone without a word. What was acknowledged is on disk, what was only queued perhaps."""
         self.crashes += 1
         self.wait()
+        self.turn_to(None)
         for store in {id(store): store for store in self.opened.stores}.values():
             self.do(store.flush())
         in_doubt = self.pick(which) if self.model.ledger.open else None
@@ -363,6 +383,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def look(self, *, audit: bool = False) -> None:
         self.wait()
+        self.turn_to(0)
         self.since_look = 0
         found = self.read()
         billed: dict[Key, int] = {}
@@ -385,6 +406,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         try:
             self.wait()
+            self.turn_to(0)
             self.now_us += 100 * TTL_US
             left = list(self.model.ledger.open.values())
             assert self.do(self.opened.stores[0].sweep(self.now_us)) == len(left)

@@ -49,6 +49,7 @@ SETTINGS: Mapping[str, Any] = {
     "log_level": "error",
     "input_bound": "bytes",
     "content": "none",
+    "retries": 0,
     "prices": {name: {"input_per_mtok": i, "output_per_mtok": o} for name, (i, o) in PRICES.items()},
     "first_byte_timeout_s": 10.0,
     "idle_timeout_s": 5.0,

@@ -316,7 +316,8 @@ def billed(provider: FaultyProvider, *, prefix: str = "") -> dict[str, int]:
 
 def configuration(provider_url: str, **settings: object) -> str:
     """A `gateway.toml` with the provider behind it and a price for all that it serves."""
-    lines = ["[gateway]", 'sandbox = "off"', *(f"{name} = {toml_of(value)}" for name, value in settings.items())]
+    chosen = {"retries": 0, **settings}
+    lines = ["[gateway]", 'sandbox = "off"', *(f"{name} = {toml_of(value)}" for name, value in chosen.items())]
     lines += ["[providers.faulty]", f'base_url = "{provider_url}"']
     for name in PRICED:
         lines += [f'[prices."faulty/{name}"]', 'input_per_mtok = "1"', 'output_per_mtok = "1000"']

@@ -11,7 +11,6 @@ from replica_load import run_load
 from replica_stack import DOLLAR, Stack, billed
 
 CALLERS, CALLS = 500, 4
-SEEDS_AT_ONCE = 3
 
 
 def crowd(seed: int) -> list[dict[str, Any]]:
@@ -34,49 +33,31 @@ def crowd(seed: int) -> list[dict[str, Any]]:
     return [{"calls": calls[at : at + CALLS]} for at in range(0, len(calls), CALLS)]
 
 
-def spend(stack: Stack, seeds: range) -> None:
-    """Let the crowds of these seeds loose at once, each on a dollar of its own, and check each dollar."""
+def spend(stack: Stack, seed: int) -> None:
+    """Let the crowd of this seed loose on a dollar of its own, and check the dollar."""
     stack.provider.reset()
-    keys = {f"s{seed}": stack.key(budget=1.0, fleet_budget=1.0) for seed in seeds}
-    outcomes = run_load(
-        stack.urls,
-        {name: key.secret for name, key in keys.items()},
-        [caller for seed in seeds for caller in crowd(seed)],
-    )
-    stack.settle(*(key.fleet for key in keys.values()))
-    assert len(outcomes) == len(seeds) * CALLERS * CALLS
+    key = stack.key(budget=1.0, fleet_budget=1.0)
+    outcomes = run_load(stack.urls, {f"s{seed}": key.secret}, crowd(seed))
+    stack.settle(key.fleet)
+    assert len(outcomes) == CALLERS * CALLS
     statuses = Counter((each.status, each.code) for each in outcomes)
     assert {status for status, _ in statuses} == {200, 402}, statuses
     assert (200, None) in statuses
-    for name, key in keys.items():
-        posted, _ = stack.spent(key.fleet)
-        assert posted <= stack.most(key.fleet) <= DOLLAR
-        assert stack.most(stack.grant_of(key), "role") <= DOLLAR
-        assert stack.spent(stack.grant_of(key), "role") == (posted, 0)
-        assert sum(billed(stack.provider, prefix=f"{name}-").values()) <= posted <= DOLLAR
-        assert posted >= 0.95 * DOLLAR, f"{name}: only {posted / DOLLAR:.4f} of a dollar could be used"
+    posted, _ = stack.spent(key.fleet)
+    assert posted <= stack.most(key.fleet) <= DOLLAR
+    assert stack.most(stack.grant_of(key), "role") <= DOLLAR
+    assert stack.spent(stack.grant_of(key), "role") == (posted, 0)
+    assert sum(billed(stack.provider, prefix=f"s{seed}-").values()) <= posted <= DOLLAR
+    assert posted >= 0.95 * DOLLAR, f"only {posted / DOLLAR:.4f} of a dollar could be used"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_dollar_is_never_overspent(stack: Stack, seed: int):
     """On one gateway and on three."""
-    spend(stack, range(seed, seed + 1))
-
-
-@pytest.mark.parametrize("mode", ["one"], indirect=True)
-@pytest.mark.parametrize("first", range(2, 20, SEEDS_AT_ONCE))
-def test_eighteen_more_dollars_are_not(stack: Stack, first: int):
-    spend(stack, range(first, first + SEEDS_AT_ONCE))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["three"], indirect=True)
-@pytest.mark.parametrize("seed", range(2, 20))
-def test_nor_are_eighteen_on_replicas(stack: Stack, seed: int):
-    spend(stack, range(seed, seed + 1))
+    spend(stack, seed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1000, 1100))
 def test_nor_are_a_hundred_more(stack: Stack, seed: int):
-    spend(stack, range(seed, seed + 1))
+    spend(stack, seed)

@@ -19,6 +19,7 @@ from replica_load import Load, load_of
 from replica_stack import MakeStack, Stack, billed, one_gateway
 
 pytestmark = pytest.mark.timeout(400)
+LONG_S = 3600  # the mark of the module goes before `--timeout`
 CALLERS = 32
 
 
@@ -97,6 +98,7 @@ def test_one_process_killed_25_times_loses_nothing(tmp_path: Path, own_provider:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(LONG_S)
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_one_process_killed_a_thousand_times_loses_nothing(tmp_path: Path, own_provider: FaultyProvider, seed: int):
     flow_of_one(tmp_path, own_provider, 25, seed)
@@ -134,6 +136,7 @@ def test_replicas_killed_12_times_lose_nothing(make_replicas: MakeStack, own_pro
 
 
 @pytest.mark.long
+@pytest.mark.timeout(LONG_S)
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_replicas_killed_hundreds_of_times_lose_nothing(
     make_replicas: MakeStack, own_provider: FaultyProvider, seed: int

@@ -13,7 +13,7 @@ from nemo_agents.admin.wire import RunReport, StepReport, StoppedBy
 from nemo_agents.gateway.stores.base import FleetRecord, LogFilter
 from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.keys import Grant, KeySecret
-from nemo_agents.policy.routing import Deployment
+from nemo_agents.policy.routing import Deployment, Options
 
 RUN = "run-one"
 
@@ -419,7 +419,17 @@ async def test_keys_fleets_and_deployments_come_back_as_they_were(store):
     assert await store.delete_fleet("crew")
     assert not await store.delete_fleet("crew")
 
-    second = Deployment(deployment_id="d1", fleet="crew", group="fast", model="openai/o3-mini", order=1, weight=3)
+    second = Deployment(
+        deployment_id="d1",
+        fleet="crew",
+        group="fast",
+        model="openai/o3-mini",
+        order=1,
+        weight=3,
+        context_tokens=200_000,
+        options=Options(strategy="weighted", retries=0, fallback_on=("context-window",)),
+        applied="5e1f",
+    )
     front = Deployment(deployment_id="d2", fleet=None, group="fast", model="anthropic/claude", order=0)
     for deployment in (second, front):
         await store.put_deployment(deployment)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from store_values import a_call, an_attempt, attempt_end, call_end, refusal, role_scope, rows
 
 from nemo_agents.gateway.stores import writer
+from nemo_agents.gateway.stores.base import LogFilter
 from nemo_agents.gateway.stores.database import Touches
 from nemo_agents.gateway.stores.sql import SqlStore
 from nemo_agents.gateway.stores.writer_queue import BATCH_MAX, RECORDS_PER_BATCH, Backlog, Operation, Room
@@ -69,6 +70,37 @@ async def test_a_hold_waits_for_a_few_refusals_however_many_came_before(store):
     await store.flush()
     kept = await rows(store, "SELECT request_id FROM calls WHERE state='refused' ORDER BY started_us, run")
     assert [request_id for (request_id,) in kept] == refused, "all of them, in their order"
+
+
+async def test_refusals_wait_for_company_of_their_own_and_are_nobodys_burden(store, monkeypatch):
+    """A hold takes none along; so many of them, or a reader, have them written."""
+    monkeypatch.setattr(writer, "RECORDS_KEEP_S", 1000.0)  # however slow this machine is, their time is not up
+    async with Shut(store) as shut:
+        first = log_refusals(store, writer._RECORDS_AT_ONCE - 1)
+        asked = asyncio.ensure_future(store.open_call(a_call(), an_attempt(1, role_scope())))
+        await asyncio.sleep(0)
+        store._writer._hand_over_what_is_due()
+    assert isinstance(await asked, Held)
+    assert [records_in(batch) for batch in shut.batches] == [0]
+    async with Shut(store) as shut:
+        first += log_refusals(store, 1)
+        await asyncio.sleep(0)
+    await store.calls(LogFilter(), before=None, limit=1)
+    assert records_in(shut.batches[0]) == writer._RECORDS_AT_ONCE
+    async with Shut(store) as shut:
+        first += log_refusals(store, 1)
+    page = await store.calls(LogFilter(state="refused"), before=None, limit=100)
+    assert {row.request_id for row in page.calls} == set(first), "a reader sees those before it"
+
+
+async def test_a_refusal_is_counted_before_the_calls_that_its_run_made_after_it(store, monkeypatch):
+    monkeypatch.setattr(writer, "RECORDS_KEEP_S", 1000.0)
+    refused, later = a_call(run_id="run-one"), a_call(run_id="run-one")
+    store.log_refusal(refused, refusal(refused))
+    assert isinstance(await store.open_call(later, an_attempt(1, role_scope())), Held)
+    store.close_call(call_end(later), attempt_end(an_attempt(1)))
+    found = "SELECT request_id FROM calls ORDER BY run, seq"
+    assert await rows(store, found) == [(refused.request_id,), (later.request_id,)]
 
 
 async def test_the_end_of_a_call_does_not_wait_for_refusals(store):

@@ -109,6 +109,7 @@ def test_a_fleet_arrives_on_the_wire_as_declared(world):
         "budget_duration": "1d",
         "metadata": {"nemo": {"managed": True, "alert_at": [0.8]}},
     }
+    assert world.machine.deployments["crew/fast/2"]["model_info"].pop("nemo_applied")
     assert world.machine.deployments["crew/fast/2"] == {
         "model_name": "fast",
         "litellm_params": {"model": "gemini/b", "order": 2, "weight": 1},

@@ -10,6 +10,7 @@ from nemo_agents.policy.admission import (
     budget_name,
     budget_refusal,
     check_tools,
+    other_models,
     past_alert,
     run_refusal,
     shadow_budgets,
@@ -17,10 +18,15 @@ from nemo_agents.policy.admission import (
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunRefused
 from nemo_agents.policy.pricing import PROVIDER_TOOL_FIELDS, content_boundable
+from nemo_agents.policy.wires.chat import CHAT
 
 
 def grant(tools):
     return Grant(grant_id="g", alias="researcher", role="researcher", fleet="crew", tools=tools, secrets=())
+
+
+def checked(body, role):
+    return check_tools(body, CHAT.tools(body), role)
 
 
 def function(name):
@@ -32,12 +38,12 @@ def function(name):
 def test_a_provider_s_own_tool_is_one_that_the_role_does_not_declare(field, value):
     """Also an empty object switches it on, and none of them can be declared: they have no name of the role's."""
     for tools in ((), ("search",), (field,)):
-        refusal = check_tools({"tools": [], field: value}, grant(tools))
+        refusal = checked({"tools": [], field: value}, grant(tools))
         assert refusal is not None
         assert (refusal.status, refusal.code, refusal.param) == (403, "tool_not_allowed", field)
         assert field in refusal.message
-    assert check_tools({field: None}, grant(("search",))) is None
-    assert check_tools({field: value}, grant(None)) is None
+    assert checked({field: None}, grant(("search",))) is None
+    assert checked({field: value}, grant(None)) is None
     assert content_boundable({field: value}) == field
 
 
@@ -59,11 +65,17 @@ def test_a_provider_s_own_tool_is_one_that_the_role_does_not_declare(field, valu
     ],
 )
 def test_tools_are_those_that_the_role_declares(offered, passes):
-    refusal = check_tools(offered, grant(("search",)))
+    refusal = checked(offered, grant(("search",)))
     assert (refusal is None) is passes
     if refusal is not None:
         assert (refusal.status, refusal.code, refusal.param) == (403, "tool_not_allowed", "tools")
-    assert check_tools(offered, grant(None)) is None
+    assert checked(offered, grant(None)) is None
+
+
+@pytest.mark.parametrize("field", ["models", "fallbacks"])
+def test_further_models_are_named_by_the_field_that_names_them(field):
+    assert other_models({"model": "m", field: ["another"]}) == field
+    assert other_models({"model": "m", field: None}) is None
 
 
 @pytest.mark.parametrize(("max_calls", "words"), [(1, "its one call"), (2, "all of its 2 calls")])

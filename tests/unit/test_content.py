@@ -47,6 +47,19 @@ def sound(raw, coding):
             Content(images=1, media_bytes=4),
         ),
         (
+            message(
+                {"type": "image", "source": {"type": "base64", "data": "AAAA"}},
+                {
+                    "type": "tool_result",
+                    "content": [{"type": "image", "source": {"type": "base64", "data": "AAAAAAAA"}}],
+                },
+            ),
+            Content(images=2, media_bytes=12),
+        ),
+        ({"system": [{"type": "text", "text": "t", "cache_control": {"ttl": "1h"}}]}, Content(long_cache=True)),
+        ({"tools": [{"type": "bash_20250124", "cache_control": {"ttl": "1h"}}]}, Content(long_cache=True)),
+        ({"service_tier": "standard_only", "messages": []}, Content(service_tier="standard_only")),
+        (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f", "detail": "low"}]}]},
             Content(images=1, images_low=1),
         ),
@@ -132,6 +145,19 @@ def test_an_image_by_reference_in_anthropics_spelling_is_not_bounded():
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "t"}]}]},
         {"input": [{"type": "function_call_output", "call_id": "1", "output": "42"}]},
         {"prompt": ["a", "b"], "modalities": ["text"], "audio": None},
+        {"prompt": [[1, 2], [3]], "suffix": "end", "best_of": 2},
+        {"system": [{"type": "text", "text": "t"}], "thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {
+            "messages": [
+                {"content": [{"type": "thinking", "signature": "s"}, {"type": "redacted_thinking", "data": "x"}]}
+            ]
+        },
+        {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "text", "text": "t"}]}]}]},
+        {"tools": [{"type": None, "name": "f"}, {"type": "custom", "name": "g"}, {"type": "bash_20250124"}]},
+        {"tools": [{"type": "text_editor_20250728"}, {"type": "memory_20250818"}, {"type": "computer_20250124"}]},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "clear_thinking_20251015"}]}},
+        {"context_management": {}, "inference_geo": "global"},
+        {"output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}}},
     ],
 )
 def test_text_is_boundable(body):
@@ -180,6 +206,37 @@ def test_text_is_boundable(body):
             "messages[0].content[0].video_url",
         ),
         ({"system": [{"type": "image"}]}, "system[0].image"),
+        ({"system": [{"type": "document", "source": {"type": "text", "data": "t"}}]}, "system[0].document"),
+        ({"messages": [{"content": [{"type": "document", "source": {}}]}]}, "messages[0].content[0].document"),
+        (
+            {"messages": [{"content": [{"type": "tool_result", "content": [{"type": "document"}]}]}]},
+            "messages[0].content[0].content[0].document",
+        ),
+        (
+            {
+                "messages": [
+                    {"content": [{"type": "tool_result", "content": [{"type": "image", "source": {"type": "url"}}]}]}
+                ]
+            },
+            "messages[0].content[0].content[0].image",
+        ),
+        ({"messages": [{"content": [{"type": "container_upload"}]}]}, "messages[0].content[0].container_upload"),
+        (
+            {"messages": [{"content": [{"type": "web_search_tool_result"}]}]},
+            "messages[0].content[0].web_search_tool_result",
+        ),
+        ({"tools": [{"name": "f"}, {"type": "web_search_20250305"}]}, "tools[1]"),
+        ({"tools": [{"type": "bash_20250124"}, {"type": "bash_code_execution_20250825"}]}, "tools[1]"),
+        ({"tools": [{"type": "code_execution_20250825"}]}, "tools[0]"),
+        ({"tools": [{"type": "tool_search_tool_bm25_20251119"}]}, "tools[0]"),
+        ({"tools": [{"type": "mcp_toolset"}]}, "tools[0]"),
+        ({"tools": [{"type": "computer_toolset_20260801"}]}, "tools[0]"),
+        ({"fallbacks": [{"model": "m"}]}, "fallbacks"),
+        ({"inference_geo": "us"}, "inference_geo"),
+        ({"context_management": {"edits": [{"type": "clear_x"}, {"type": "compact_20260112"}]}}, "context_management"),
+        ({"context_management": {"edits": {"type": ["clear_"]}}}, "context_management"),
+        ({"context_management": [{"type": "compaction", "compact_threshold": 1000}]}, "context_management"),
+        ({"context_management": "auto"}, "context_management"),
     ],
 )
 def test_what_text_does_not_bound_is_named(body, named):
@@ -192,6 +249,8 @@ BESIDE_TEXT = [
     "container",
     "conversation",
     "extra_body",
+    "fallbacks",
+    "inference_geo",
     "mcp_servers",
     "modalities",
     "models",

@@ -216,7 +216,7 @@ def test_a_stream_is_gathered_into_the_message_it_would_have_been():
         "content": "Hello",
         "tool_calls": [{"type": "function", "id": "c1", "function": {"name": "search", "arguments": '{"q":1}'}}],
     }
-    assert (tally.finish_reason, tally.usage) == ("tool_calls", {"prompt_tokens": 3})
+    assert tally.finish_reason == "tool_calls"
 
 
 _KEYS = st.sampled_from(["content", "refusal", "reasoning", "reasoning_content", "name", "arguments"])

@@ -172,6 +172,33 @@ IMAGE = "data:image/png;base64," + base64.b64encode(b"\x89PNG ann@example.com").
         {"prompt": [MAIL]},
         {"system": [{"type": "text", "text": MAIL}]},
         {"instructions": MAIL},
+        {"prompt": "Write to " + MAIL, "suffix": MAIL},
+        {"stop_sequences": ["x", MAIL]},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"description": MAIL}}}},
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": MAIL, "signature": "s"},
+                        {
+                            "type": "tool_use",
+                            "id": "t",
+                            "name": "f",
+                            "input": {"name": MAIL, "id": [MAIL], "a": {MAIL: 1}},
+                        },
+                    ],
+                }
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "document", "title": MAIL, "source": {"type": "text", "data": MAIL}}],
+                }
+            ]
+        },
     ],
 )
 def test_every_text_is_redacted_in_a_copy(body):
@@ -194,6 +221,18 @@ def test_every_text_is_redacted_in_a_copy(body):
         },
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": MAIL}}]}]},
         {"messages": [{"role": "user", "content": IMAGE}]},
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "redacted_thinking", "data": MAIL},
+                        {"type": "thinking", "thinking": "", "signature": MAIL},
+                        {"type": "tool_use", "id": MAIL, "name": MAIL, "input": {}},
+                    ],
+                }
+            ]
+        },
         {"tools": [{"type": MAIL, "function": {"name": MAIL}}], "functions": [{"name": MAIL}]},
         {"response_format": {"type": "json_schema", "json_schema": {"name": MAIL, "schema": {}, "strict": True}}},
         schema(

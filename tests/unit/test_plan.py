@@ -440,14 +440,14 @@ def test_a_plan_holds_no_secret():
         assert SECRET not in shown
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "plan": {"changes": 3}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "plan": {"changes": 3}}'])
 def test_what_is_no_plan_is_refused(text):
     with pytest.raises(ProvisionError, match="not a plan"):
         plan_from_json(text)
 
 
 def test_a_plan_of_another_format_is_refused():
-    text = plan_to_json(plan(crew(), EMPTY, ())).replace('"format": 2', '"format": 1')
+    text = plan_to_json(plan(crew(), EMPTY, ())).replace('"format": 3', '"format": 1')
     with pytest.raises(ProvisionError, match="another version"):
         plan_from_json(text)
 

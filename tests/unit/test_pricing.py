@@ -365,6 +365,39 @@ def test_an_unknown_field_counts_as_read_and_a_steering_one_does_not():
 
 def test_a_list_of_tokens_is_bounded_by_its_digits():
     assert input_tokens_bound({"input": [1] * 300}) >= 300
+    assert input_tokens_bound({"prompt": [1] * 300}) >= 300
+    assert input_tokens_bound({"prompt": [[1] * 300] * 2, "suffix": "x" * 50}) >= 650
+
+
+def test_every_part_of_a_message_of_anthropics_counts_as_read():
+    """Blocks within blocks, thoughts, what tools were called with: all but marks, numbers and the cap."""
+    words = "x" * 1000
+    blocks = [
+        {"type": "thinking", "thinking": words, "signature": words},
+        {"type": "redacted_thinking", "data": words},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"q": words}},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": words}]},
+    ]
+    body = {"system": [{"type": "text", "text": words}], "messages": [{"role": "user", "content": blocks}]}
+    bound = input_tokens_bound(body)
+    assert bound >= 6000 + 2 * 16
+    assert input_tokens_bound({**body, "max_tokens": 9, "stop_sequences": [words], "top_k": 5}) == bound
+    schema = {"type": "json_schema", "schema": {"description": words}}
+    assert input_tokens_bound({**body, "output_config": {"format": schema}}) >= bound + 1000 + 600
+
+
+def test_a_tool_that_anthropic_describes_counts_as_its_description():
+    """735 tokens are published for the largest, which its three words in the request do not show."""
+    own = {"tools": [{"name": "f", "input_schema": {}}]}
+    bash = {"type": "bash_20250124", "name": "bash"}
+    assert input_tokens_bound({"tools": [*own["tools"], bash, bash]}) >= input_tokens_bound(own) + 2 * 735
+    assert input_tokens_bound({"tools": [{"type": "function"}, "odd", {"type": 7}]}) < 735
+
+
+def test_the_thoughts_of_a_message_count_within_its_cap():
+    """Anthropic's `budget_tokens` is a part of `max_tokens`."""
+    body = {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    assert output_tokens_max(body, 99) == 2000
 
 
 def test_output_is_capped_by_either_field():
@@ -399,6 +432,8 @@ def test_every_answer_counts():
     assert answers_asked({"prompt": ["a", "b", "c"], "n": 2}) == 6
     assert answers_asked({"prompt": [1, 2, 3]}) == 1
     assert answers_asked({"prompt": [[1, 2], [3]]}) == 2
+    assert answers_asked({"prompt": ["a", "b"], "n": 2, "best_of": 5}) == 10
+    assert answers_asked({"prompt": ["a"]}) == answers_asked({"prompt": "a"}) == answers_asked({"prompt": None}) == 1
     assert answers_asked({"n": 128}) == 128
     with pytest.raises(ParamError):
         answers_asked({"n": 129})

@@ -1,10 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nemo_agents.errors import Code
+from nemo_agents.groups import Deployment as Declared
+from nemo_agents.groups import ModelGroup
 from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.routing import Deployment, Target, allowed, fallback_on, resolve
+from nemo_agents.policy.routing import (
+    Deployment,
+    Options,
+    Target,
+    allowed,
+    by_group,
+    configured_deployments,
+    duplicate_in,
+    fallback_on,
+    group_in,
+    options_of,
+    resolve,
+)
 
 OWNERS = {"gpt-4o": "openai", "claude-3-5-sonnet": "anthropic", "gemini-1.5-pro": "gemini"}
 KEY_ENVS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "gemini": "GEMINI_API_KEY"}
@@ -40,10 +56,21 @@ def places(targets):
 
 def test_a_group_gives_its_deployments_in_order():
     assert go("fast") == (
-        Target(provider="openai", model="o3-mini"),
-        Target(provider="anthropic", model="claude-3-5-sonnet"),
-        Target(provider="gemini", model="gemini-1.5-pro"),
+        Target(provider="openai", model="o3-mini", deployment="d1", order=0),
+        Target(provider="anthropic", model="claude-3-5-sonnet", deployment="d2", order=1),
+        Target(provider="gemini", model="gemini-1.5-pro", deployment="d3", order=2),
     )
+
+
+def test_a_target_has_what_its_deployment_says():
+    said = replace(deployment(1, "openai/o3-mini", 7), weight=3, context_tokens=200_000)
+    (target,) = go("fast", groups={"fast": [said]})
+    assert (target.deployment, target.order, target.weight, target.context_tokens) == ("d1", 7, 3, 200_000)
+
+
+def test_a_model_of_its_own_name_is_its_own_deployment():
+    (target,) = go("gpt-4o")
+    assert (target.deployment, target.order, target.weight, target.context_tokens) == ("openai/gpt-4o", 0, 1, None)
 
 
 def test_a_model_is_named_with_its_provider_or_without():
@@ -181,3 +208,48 @@ def test_what_another_target_may_cure(status):
 @pytest.mark.parametrize("status", [200, 202, 204, 302, 400, 401, 402, 403, 404, 413, 422])
 def test_what_no_other_target_cures(status):
     assert not fallback_on(status)
+
+
+# --- groups ------------------------------------------------------------------------------------------------------
+def test_groups_of_the_configuration_are_deployments_of_every_fleet():
+    group = ModelGroup(
+        "fast",
+        [Declared("openai/a", weight=3), Declared("gemini/b", tier=1, context_tokens="1m")],
+        strategy="weighted",
+        retries=2,
+        fallback_on=["content-filter"],
+    )
+    options = Options(strategy="weighted", retries=2, fallback_on=("content-filter",))
+    first, second = configured_deployments([group])
+    common = {"fleet": None, "group": "fast", "options": options}
+    assert first == Deployment(deployment_id="config/fast/1", model="openai/a", weight=3, **common)
+    assert second == Deployment(
+        deployment_id="config/fast/2", model="gemini/b", order=1, context_tokens=1_000_000, **common
+    )
+    assert by_group([first, second]) == {"fast": [first, second]}
+    assert options_of([second, first]) == options
+    assert options_of(None) == options_of([]) == Options()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (deployment(9, "fast"), "fast"),
+        (replace(deployment(9, "fast"), group="slow"), "fast"),
+        (replace(deployment(9, "fast"), group="slow", fleet=None), "fast"),
+        (replace(deployment(9, "fast"), group="slow", fleet="other"), None),
+        (replace(deployment(9, "openai/x"), group="claude-3-5-sonnet"), "claude-3-5-sonnet"),
+        (replace(deployment(9, "openai/x"), group="claude-3-5-sonnet", fleet="other"), None),
+        (deployment(9, "openai/x"), None),
+    ],
+)
+def test_a_group_holds_no_group(wanted, found):
+    """Not itself, not another one of its fleet or of all, and no group takes the name of a model in one."""
+    assert group_in(wanted, FAST["fast"]) == found
+
+
+def test_a_group_holds_a_model_once():
+    assert duplicate_in(deployment(9, "openai/o3-mini"), FAST["fast"]) == "d1"
+    assert duplicate_in(deployment(1, "openai/o3-mini"), FAST["fast"]) is None  # itself, as it was
+    assert duplicate_in(replace(deployment(9, "openai/o3-mini"), fleet=None), FAST["fast"]) is None
+    assert duplicate_in(replace(deployment(9, "openai/o3-mini"), group="slow"), FAST["fast"]) is None

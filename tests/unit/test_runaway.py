@@ -12,7 +12,7 @@ from nemo_agents.gateway.streaming import Meter
 from nemo_agents.policy.pricing import TEXT_ONLY, Price, ServiceTier, cost_nanos, upper_bound_nanos
 from nemo_agents.policy.settlement import output_nanos_per_mtok, settle_broken, settle_cut
 from nemo_agents.policy.stream import StreamTally
-from nemo_agents.policy.usage import Usage
+from nemo_agents.policy.usage import Usage, usage_from_openai
 
 PRICE = Price(input=10**9, cached_input=10**9, cache_write=10**9, output=2 * 10**9, version="v")
 
@@ -153,7 +153,7 @@ def test_usage_is_the_last_when_the_end_was_seen_and_nothing_came_after_it(answe
             tally.done()
         else:
             tally.see(chunk)
-    assert (tally.ended, tally.last_usage) == (ended, SPENT if whole else None)
+    assert (tally.ended, tally.usage) == (ended, usage_from_openai(SPENT) if whole else None)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ _ANY_WIRE = {
         "cache_read_input_tokens",
         "cache_creation_input_tokens",
         "cache_creation",
+        "output_tokens_details",
         "service_tier",
     ),
     usage_from_gemini: (
@@ -212,7 +213,9 @@ _ANY_WIRE = {
     ),
 }
 _rows = st.lists(st.dictionaries(st.sampled_from(["modality", "tokenCount"]), st.sampled_from(["AUDIO", "IMAGE", 7])))
-_values = st.one_of(_junk, _rows, st.dictionaries(st.sampled_from(["ephemeral_1h_input_tokens"]), _junk))
+_values = st.one_of(
+    _junk, _rows, st.dictionaries(st.sampled_from(["ephemeral_1h_input_tokens", "thinking_tokens"]), _junk)
+)
 
 
 @unhurried

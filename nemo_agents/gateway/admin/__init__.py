@@ -9,18 +9,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nemo_agents.gateway.admin import events, fleets, keys, observe, prices
+from nemo_agents.gateway.admin import events, fleets, keys, metrics, models, observe, prices
 from nemo_agents.gateway.admin.access import AdminRoute, to_starlette
 from nemo_agents.gateway.admin.faults import AdminFault, fault_response
 from nemo_agents.gateway.admin.reading import StoreReader
 from nemo_agents.gateway.limiter.base import LimiterUnavailable
+from nemo_agents.gateway.metrics.scrape import Scraper
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import StoreUnavailable
 from nemo_agents.viewer.paths import viewer_routes
 
 __all__ = ["ROUTES", "admin_and_viewer"]
 
-ROUTES: list[AdminRoute] = [*observe.ROUTES, *events.ROUTES, *keys.ROUTES, *fleets.ROUTES, *prices.ROUTES]
+ROUTES: list[AdminRoute] = [
+    *observe.ROUTES,
+    *metrics.ROUTES,
+    *events.ROUTES,
+    *keys.ROUTES,
+    *fleets.ROUTES,
+    *prices.ROUTES,
+    *models.ROUTES,
+]
 _log = structlog.get_logger("nemo_agents.gateway")
 
 
@@ -37,6 +46,7 @@ def admin_and_viewer(gateway: Gateway) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
+    app.state.scraper = Scraper(gateway)
     return app
 
 

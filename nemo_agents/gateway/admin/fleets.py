@@ -10,8 +10,9 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemo_agents.admin.wire import DeploymentRow, TeamRow
+from nemo_agents.admin.wire import TeamRow
 from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
+from nemo_agents.gateway.admin.deployments import deployment_row, parse_deployment, refuse_misplaced
 from nemo_agents.gateway.admin.faults import bad, not_found
 from nemo_agents.gateway.admin.fields import (
     iso,
@@ -28,7 +29,6 @@ from nemo_agents.gateway.admin.keys import key_rows
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import FleetRecord
 from nemo_agents.money import nanos_to_wire
-from nemo_agents.policy.routing import Deployment
 from nemo_agents.policy.rulewire import first_budget, read_max_parallel, read_shadow
 
 __all__ = ["ROUTES"]
@@ -123,36 +123,21 @@ async def _model_new(gateway: Gateway, _request: Request, _caller: Caller, raw: 
     fields = parse_fields(raw, ModelFields)
     if not fields.model_name:
         raise bad("`model_name` names the model group.", "model_name")
-    params, info = fields.litellm_params, fields.model_info
-    if set(params) & {"api_base", "api_key", "base_url"}:
-        raise bad("Provider addresses and credentials come from the gateway's configuration, never from here.")
-    model, order, weight = params.get("model"), params.get("order", 0), params.get("weight", 1)
-    if not isinstance(model, str) or not model:
-        raise bad("`litellm_params.model` must be provider/model.", "litellm_params")
-    if type(order) is not int or type(weight) is not int or not 0 <= order <= 10_000 or not 1 <= weight <= 10_000:
-        raise bad("`order` (from 0) and `weight` (from 1) must be whole numbers.", "litellm_params")
-    fleet, named = info.get("team_id"), info.get("id")
-    if not isinstance(fleet, str | None) or not isinstance(named, str | None):
-        raise bad("`model_info.id` and `model_info.team_id` must be texts.", "model_info")
-    deployment = Deployment(
-        deployment_id=named or gateway.ids.grant_id(),
-        fleet=fleet,
-        group=fields.model_name,
-        model=model,
-        order=order,
-        weight=weight,
-    )
+    deployment = parse_deployment(fields.model_name, fields.litellm_params, fields.model_info, gateway.ids.grant_id)
+    refuse_misplaced(deployment, configured=gateway.configured, provisioned=gateway.deployments.values())
     await gateway.put_deployment(deployment)
-    return json_response(_model_row(deployment))
+    return json_response(deployment_row(deployment))
 
 
 async def _model_info(gateway: Gateway, _request: Request, _caller: Caller, _raw: bytes) -> Response:
-    rows = [_model_row(deployment) for deployment in gateway.deployments.values()]
+    rows = [deployment_row(one) for one in (*gateway.configured, *gateway.deployments.values())]
     return json_response({"data": rows})
 
 
 async def _model_delete(gateway: Gateway, _request: Request, _caller: Caller, raw: bytes) -> Response:
     name = parse_fields(raw, ModelName).id
+    if any(one.deployment_id == name for one in gateway.configured):
+        raise bad(f"{name} is of the gateway's configuration file: change it there, and start the gateway anew.", "id")
     if not await gateway.delete_deployment(name):
         raise not_found("Model")
     return json_response({"message": f"Model: {name} deleted successfully"})
@@ -206,14 +191,6 @@ async def _row(gateway: Gateway, fleet: FleetRecord) -> TeamRow:
         blocked=fleet.blocked,
         created_at=iso(fleet.created_us),
         updated_at=iso(fleet.updated_us),
-    )
-
-
-def _model_row(deployment: Deployment) -> DeploymentRow:
-    return DeploymentRow(
-        model_name=deployment.group,
-        litellm_params={"model": deployment.model, "order": deployment.order, "weight": deployment.weight},
-        model_info={"id": deployment.deployment_id, "team_id": deployment.fleet},
     )
 
 

@@ -35,7 +35,14 @@ from nemo_agents.money import nanos_to_wire
 from nemo_agents.policy.keys import Grant, KeySecret, mask_key, parse_public_id
 from nemo_agents.policy.ledger import BudgetScope
 from nemo_agents.policy.periods import span_seconds
-from nemo_agents.policy.rulewire import first_budget, model_fields, read_loop, read_request_nanos, read_shadow
+from nemo_agents.policy.rulewire import (
+    first_budget,
+    model_fields,
+    read_cache_ttl_s,
+    read_loop,
+    read_request_nanos,
+    read_shadow,
+)
 
 __all__ = ["ROUTES", "key_rows"]
 
@@ -247,6 +254,7 @@ def _from_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         "shadow": parse_ours(read_shadow, ours),
         "loop": parse_ours(read_loop, ours),
         "request_nanos": parse_ours(read_request_nanos, ours),
+        "cache_ttl_s": parse_ours(read_cache_ttl_s, ours),
     }
 
 

@@ -21,7 +21,7 @@ from nemo_agents.policy.refusal import Refusal
 __all__ = ["MemoryLimiter"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Lease:
     """A call in flight."""
 

@@ -98,6 +98,7 @@ class AttemptStart(Struct, frozen=True, kw_only=True):
     scopes: tuple[BudgetScope, ...]
     price_version: str | None
     expires_us: int
+    wait_ms: int = 0  # before it, after the one before
 
 
 class AttemptEnd(Struct, frozen=True, kw_only=True):
@@ -200,6 +201,10 @@ class Store(Protocol):
     async def flush(self) -> None:
         """Return when everything queued so far is committed."""
 
+    @property
+    def backlog(self) -> int:
+        """How many operations wait to be written."""
+
     # --- data plane ---------------------------------------------------------------------------------------------
     async def open_call(self, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
         """Commit the intent row and the hold, or neither.
@@ -218,6 +223,13 @@ class Store(Protocol):
 
         A refusal for a budget, a call cap or a stop marks a grouped run as stopped. While the store cannot write,
         these records are kept in memory up to a number, the latest of them.
+        """
+
+    async def log_hit(self, call: CallStart, end: CallEnd) -> RunRefused | None:
+        """Commit the record of a call that was answered without being sent, from a cache.
+
+        It counts in its run like any other call; where that was stopped or may make no more calls, nothing is written
+        and the answer says which. Raises StoreUnavailable.
         """
 
     async def room_for_refusal(self) -> None:
@@ -299,6 +311,9 @@ class Store(Protocol):
     # --- ledger reads -------------------------------------------------------------------------------------------
     async def balances(self, scopes: Sequence[BudgetScope]) -> Sequence[Balance]:
         """Return the balance of each scope, zero where nothing was ever held."""
+
+    async def open_holds(self) -> tuple[int, int]:
+        """Return how many holds are open, of everybody who shares the store, and the nanos that they hold."""
 
     async def spend_by_hour(self, since_us: int, until_us: int) -> Sequence[HourSpend]:
         """Return what each grant spent in each hour, by the start of its calls; hours of nothing are absent."""

@@ -85,7 +85,8 @@ class Touches(Struct, frozen=True, kw_only=True):
     """What an operation will read and write, as far as its caller knows.
 
     Where several gateways share a database, an operation locks its shard (everything of one fleet) and `topics`
-    first, and what it names here is read in one go. A `fleet` of None is looked up by `request_id`.
+    first, and what it names here is read in one go. A `fleet` of None is looked up by `request_id`. What is not
+    `lasting` may be forgotten by a server that crashes in the same second.
     """
 
     fleet: str | None = None
@@ -93,6 +94,7 @@ class Touches(Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     scopes: tuple[BudgetScope, ...] = ()
     topics: tuple[str, ...] = ()
+    lasting: bool = True
 
 
 class SqliteDatabase(sqlite3.Connection):

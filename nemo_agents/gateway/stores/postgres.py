@@ -81,7 +81,7 @@ class PostgresStore(SqlStore):
         )
 
     def _open_books(self) -> PostgresBooks:
-        db = PostgresDatabase(self._address.connect())
+        db = PostgresDatabase(self._address.connect(by_index=True))
         try:
             db.learn()
         except BaseException:

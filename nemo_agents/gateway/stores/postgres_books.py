@@ -31,7 +31,7 @@ done. Then:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
@@ -48,22 +48,23 @@ __all__ = ["PostgresBooks", "lock_number"]
 
 _NUMBERS: Final = 256  # taken from a sequence at a time
 
+# What these ask for is found by the keys of the tables, and each is written so that no other index fits: a plan that is
+# made while tables are new and without statistics is kept for a while, and would read a whole fleet, or all open holds.
 _LOCK: Final = "SELECT pg_advisory_xact_lock(n) FROM unnest(%s::bigint[]) n"
 _CALLS: Final = (
-    f"SELECT {', '.join('c.' + name for name in CALL_COLUMNS)}, s.step, a.hold_id, a.held_nanos, a.balances,"  # noqa: S608 - our own column names
-    " a.price_version FROM calls c LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step"
-    " LEFT JOIN attempts a ON a.run = c.run AND a.seq = c.seq AND a.n = c.attempts AND a.settled IS NULL"
-    " WHERE c.request_id = ANY(%s)"
+    f"SELECT {', '.join('c.' + name for name in CALL_COLUMNS)}, s.step, a.settled, a.hold_id, a.held_nanos,"  # noqa: S608 - our own column names
+    " a.balances, a.price_version FROM calls c LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step"
+    " LEFT JOIN attempts a ON a.run = c.run AND a.seq = c.seq AND a.n = c.attempts WHERE c.request_id = ANY(%s)"
 )
 _OF_CALLS: Final = "SELECT run FROM calls WHERE request_id = ANY(%s)"
-_BY_NAME: Final = "SELECT * FROM unnest(%s::text[], %s::text[])"
+_BY_NAME: Final = "(run_id, fleet || '') IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 _RUNS: Final = (
     f"SELECT {', '.join(RUN_COLUMNS)} FROM runs WHERE run IN ({_OF_CALLS})"  # noqa: S608 - likewise
-    f" UNION SELECT {', '.join(RUN_COLUMNS)} FROM runs WHERE (run_id, fleet) IN ({_BY_NAME})"
+    f" UNION SELECT {', '.join(RUN_COLUMNS)} FROM runs WHERE {_BY_NAME}"
 )
 _STEPS: Final = (
     f"SELECT {', '.join(STEP_COLUMNS)} FROM steps WHERE run IN ({_OF_CALLS}"  # noqa: S608 - likewise
-    f" UNION SELECT run FROM runs WHERE (run_id, fleet) IN ({_BY_NAME})) ORDER BY run, seq"
+    f" UNION SELECT run FROM runs WHERE {_BY_NAME}) ORDER BY run, seq"
 )
 _BALANCES: Final = (
     "SELECT kind, scope_id, period, id, posted_nanos, held_nanos FROM balances"
@@ -108,6 +109,7 @@ class PostgresLedger(LedgerWriter):
         self._changed: set[int] = set()
         self._moves: dict[int, list[int]] = {}  # of balances that were not read
         self._new: set[int] = set()  # whose rows are inserted at the end of the transaction
+        self.moved = False  # there is something to be said of money in this transaction
         db.before_sending = self.save
 
     def forget(self) -> None:
@@ -117,6 +119,7 @@ class PostgresLedger(LedgerWriter):
         self._changed.clear()
         self._moves.clear()
         self._new.clear()
+        self.moved = False
 
     def remember(self, key: tuple[str, str, str], kept: KeptBalance) -> None:
         """Note a balance as it was read."""
@@ -168,6 +171,10 @@ class PostgresLedger(LedgerWriter):
                 kept.held_nanos -= held
                 self._changed.add(balance_id)
 
+    def _entry(self, hold_id: str, kind: str, *rest: str | int | None) -> None:
+        super()._entry(hold_id, kind, *rest)
+        self.moved = True
+
     def _keep(self, key: tuple[str, str, str], kept: KeptBalance) -> None:
         super()._keep(key, kept)
         self._as_read[kept.id] = kept.posted_nanos, kept.held_nanos
@@ -189,49 +196,50 @@ class PostgresBooks(Books):
         self._run_numbers = _Numbers(db, "runs", "run")
         self._no_runs: set[tuple[str, str]] = set()
         self._no_calls: set[str] = set()
+        self._lasting = True
 
     # --- transaction ----------------------------------------------------------------------------------------
     def begin(self, touches: Sequence[Touches]) -> None:
         """Take the locks, and read what is needed under them."""
         self._pg.forget()
         self.forget_rows()
+        self._lasting = any(t.lasting for t in touches)
         shards = self._shards(touches)
         locks = sorted({lock_number(name) for name in shards})
         requests = list({t.request_id for t in touches if t.request_id is not None})
         runs = list({(t.run_id, t.fleet or "") for t in touches if t.run_id is not None})
         keys = list({(scope.kind, scope.id, scope.period) for t in touches for scope in t.scopes})
         ids, fleets = [run_id for run_id, _ in runs], [fleet for _, fleet in runs]
-        connection = self._pg.connection
-        with connection.pipeline():
-            connection.execute("BEGIN")
-            if locks:
-                connection.execute(_LOCK, [locks])
-            wants_runs = bool(requests or runs)
-            found_calls = connection.execute(_CALLS, [requests]) if requests else None
-            found_runs = connection.execute(_RUNS, [requests, ids, fleets]) if wants_runs else None
-            found_steps = connection.execute(_STEPS, [requests, ids, fleets]) if wants_runs else None
-            found_balances = (
-                connection.execute(_BALANCES, [list(part) for part in zip(*keys, strict=True)]) if keys else None
-            )
-        if found_runs is not None and found_steps is not None:
-            for row in found_runs:
-                self.take_run(row)
-            for row in found_steps:
-                self.take_step(row)
+        asked: dict[str, Sequence[Any]] = {"BEGIN": ()}
+        if locks:
+            asked[_LOCK] = [locks]
+        if requests:
+            asked[_CALLS] = [requests]
+        if requests or runs:
+            asked[_RUNS] = asked[_STEPS] = [requests, ids, fleets]
+        if keys:
+            asked[_BALANCES] = [list(part) for part in zip(*keys, strict=True)]
+        answers = self._pg.pipeline.run(list(asked.items()))
+        found = {text: answer.rows for text, answer in zip(asked, answers, strict=True)}
+        for row in found.get(_RUNS, ()):
+            self.take_run(row)
+        for row in found.get(_STEPS, ()):
+            self.take_step(row)
         self._no_runs = {(fleet, run_id) for run_id, fleet in runs} - self._run_ids.keys()
-        if found_calls is not None:
-            self._take_calls(found_calls.fetchall())
+        self._take_calls(found.get(_CALLS, ()))
         self._no_calls = set(requests) - self._calls.keys()
-        if found_balances is not None:
-            for kind, scope_id, period, *values in found_balances:
-                self._ledger.remember((kind, scope_id, period), KeptBalance(*values))
-            for key in keys:
-                self._ledger.missing(key)
+        for kind, scope_id, period, *values in found.get(_BALANCES, ()):
+            self._ledger.remember((kind, scope_id, period), KeptBalance(*values))
+        for key in keys:
+            self._ledger.missing(key)
 
     def commit(self) -> None:
-        """Save what changed in memory, and commit."""
+        """Save what changed in memory, and commit.
+
+        Where all of it is records of refused calls, the disk is not waited for.
+        """
         self.save()
-        self._pg.commit()
+        self._pg.commit(lasting=self._lasting or self._ledger.moved)
         self.committed()
 
     def rollback(self) -> None:
@@ -278,11 +286,11 @@ class PostgresBooks(Books):
             names.update(f"/{fleet}" for _, fleet in self._pg.connection.execute(_FLEETS, [lost]))
         return names
 
-    def _take_calls(self, rows: list[tuple[Any, ...]]) -> None:
+    def _take_calls(self, rows: Iterable[tuple[Any, ...]]) -> None:
         for row in rows:
-            *values, step, hold_id, held_nanos, listed, price_version = row
+            *values, step, settled, hold_id, held_nanos, listed, price_version = row
             call = CallRecord(**dict(zip(CALL_COLUMNS, values, strict=True)), step=step)
-            if hold_id is not None:
+            if hold_id is not None and settled is None:
                 call.hold = Hold(
                     hold_id=hold_id,
                     held_nanos=held_nanos,

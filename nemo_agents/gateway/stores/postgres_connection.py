@@ -22,6 +22,7 @@ from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumperUnknown
 
 from nemo_agents.gateway.stores.database import CommitUnknown, Cursor, Dialect, Parameters
+from nemo_agents.gateway.stores.postgres_pipeline import Pipeline, Statement
 from nemo_agents.secret import Secret
 
 __all__ = ["POSTGRES", "Address", "Conflict", "PostgresDatabase", "translate"]
@@ -39,6 +40,7 @@ ANSWER_S: Final = 6.0
 _OUTAGE_CLASSES: Final = frozenset({"08", "28", "53", "57", "58", "F0", "XX"})
 _OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "3D000", "55P03"})
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
+_UNPREPARED: Final = "26000"  # somebody has ended what was prepared: it is prepared anew
 _SLOW: Final = frozenset({"57014", "25P03"})  # a statement that took too long, or what came before one
 _LOST: Final = frozenset({"57P01", "57P02", "57P05", "25P03"})  # the server ended the connection, and may take another
 
@@ -90,9 +92,18 @@ class Address:
         return line.replace(password, "…") if password else line
 
     def connect(
-        self, *, idle_s: float = IDLE_S, lock_s: float = LOCK_S, statement_s: float = STATEMENT_S
+        self,
+        *,
+        idle_s: float = IDLE_S,
+        lock_s: float = LOCK_S,
+        statement_s: float = STATEMENT_S,
+        by_index: bool = False,
     ) -> psycopg.Connection:
-        """Open a connection in which nothing takes for ever. Raises psycopg.Error, without the password in it."""
+        """Open a connection in which nothing takes for ever. Raises psycopg.Error, without the password in it.
+
+        `by_index` is for one that never means to read a whole table: its plans are prepared, perhaps while a table is
+        still empty, and are kept as it grows.
+        """
         password = {} if self._password is None else {"password": self._password.reveal()}
         try:
             connection = _Connection.connect(make_conninfo(**self._parts, **password), autocommit=True)
@@ -107,6 +118,9 @@ class Address:
                 "lock_timeout": f"{lock_s * 1000:.0f}",
                 "idle_in_transaction_session_timeout": f"{idle_s * 1000:.0f}",
             }
+            if by_index:
+                connection.prepare_threshold = None  # else the driver ends all that was prepared with each ROLLBACK
+                settings |= {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
             connection.patience_s = statement_s + (ANSWER_S - STATEMENT_S)
             chosen = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
             connection.execute(f"SELECT {chosen}", list(settings.values()))
@@ -182,6 +196,7 @@ class PostgresDatabase:
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self.connection = connection
+        self.pipeline = Pipeline(connection)
         self.before_sending: Callable[[bool], None] | None = None  # puts off what is put off elsewhere; is it the last?
         self._inserts: dict[str, list[Sequence[Any]]] = {}
         self._updates: dict[str, _Rows] = {}
@@ -235,9 +250,13 @@ class PostgresDatabase:
         rows.likely = (rows.likely or 0) + likely
         return likely
 
-    def commit(self) -> None:
-        """Send what was put off, and commit. Raises CommitUnknown when nobody knows whether that was done."""
-        self.flush(last=True)
+    def commit(self, *, lasting: bool = True) -> None:
+        """Send what was put off, and commit. Raises CommitUnknown when nobody knows whether that was done.
+
+        Unless it is to be `lasting`, everybody sees it and a server that crashes within a second may forget it: it is
+        on the disk with the next commit that lasts, or by itself in well under a second (`synchronous_commit`).
+        """
+        self.flush(last=True, lasting=lasting)
         try:
             done = self.connection.execute("COMMIT", prepare=False).statusmessage
         except psycopg.Error as error:
@@ -249,7 +268,7 @@ class PostgresDatabase:
         if done != "COMMIT":  # what PostgreSQL answers when there was an error before
             raise Conflict(f"the transaction was taken back: {done}")
 
-    def flush(self, *, last: bool = False) -> None:
+    def flush(self, *, last: bool = False, lasting: bool = True) -> None:
         """Send what was put off.
 
         Rows that other transactions may insert as well are sent at the end alone, in the order of their keys: so no
@@ -266,18 +285,19 @@ class PostgresDatabase:
         self._touched.clear()
         if not inserts and not updates:
             return
-        checks: list[tuple[str, int, psycopg.Cursor[Any]]] = []
-        with self.connection.pipeline():
-            for statement, rows in inserts.items():
-                for some in _portions(sorted(rows, key=_first) if statement.endswith(_SHARED) else rows):
-                    self._send(statement, some)
-            for statement, put_off in updates.items():
-                cursor = self._send(statement, put_off.rows)
-                if put_off.likely is not None:
-                    checks.append((statement, put_off.likely, cursor))
-        for statement, likely, cursor in checks:
-            if cursor.rowcount != likely:
-                raise Conflict(f"{cursor.rowcount} rows instead of {likely}: {statement}")
+        sent: list[Statement] = [] if lasting else [("SET LOCAL synchronous_commit TO off", ())]
+        checks: list[tuple[str, int, int]] = []
+        for statement, rows in inserts.items():
+            portions = _portions(sorted(rows, key=_first) if statement.endswith(_SHARED) else rows)
+            sent += [self._of_all(statement, some) for some in portions]
+        for statement, put_off in updates.items():
+            if put_off.likely is not None:
+                checks.append((statement, put_off.likely, len(sent)))
+            sent.append(self._of_all(statement, put_off.rows))
+        answers = self.pipeline.run(sent)
+        for statement, likely, number in checks:
+            if (changed := answers[number].count) != likely:
+                raise Conflict(f"{changed} rows instead of {likely}: {statement}")
 
     def _put_off(self, statement: str, parameters: Sequence[Any]) -> _Rows:
         table, marks = _key_of(statement)
@@ -291,16 +311,16 @@ class PostgresDatabase:
         rows.rows.append(parameters)
         return rows
 
-    def _send(self, statement: str, rows: list[Sequence[Any]]) -> psycopg.Cursor[Any]:
-        """Send one statement for all of these rows."""
+    def _of_all(self, statement: str, rows: list[Sequence[Any]]) -> Statement:
+        """Return one statement for all of these rows."""
         if len(rows) == 1:
-            return self.connection.execute(translate(statement), rows[0])
+            return translate(statement), rows[0]
         known = self._bulk.get(statement)
         if known is None:
             make = _insert_of_many if statement.startswith("INSERT") else _update_of_many
             known = self._bulk[statement] = make(statement, self.types)
         text, names = known
-        return self.connection.execute(text, [_as_json(names, rows)])
+        return text, [_as_json(names, rows)]
 
     def learn(self) -> None:
         """Read the types of all columns, which writing many rows at once asks for."""
@@ -413,7 +433,7 @@ def _may_retry(error: BaseException) -> bool:
         return True
     if isinstance(error, NotConnected) or not isinstance(error, psycopg.Error):
         return False
-    return error.sqlstate in _CONFLICTS or error.sqlstate in _LOST or _was_cut(error)
+    return error.sqlstate in _CONFLICTS or error.sqlstate == _UNPREPARED or error.sqlstate in _LOST or _was_cut(error)
 
 
 def _was_cut(error: psycopg.Error) -> bool:

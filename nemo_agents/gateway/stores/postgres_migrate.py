@@ -17,7 +17,7 @@ from nemo_agents.gateway.stores.postgres_connection import Address
 
 __all__ = ["bring_up_to_date"]
 
-_PATIENCE: Final = {"idle_s": 600.0, "lock_s": 600.0, "statement_s": 600.0}
+_PATIENCE_S: Final = 600.0
 """A migration of a large database takes its time, and the gateways that start meanwhile wait for it."""
 _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 _TABLES: Final = (
@@ -25,10 +25,14 @@ _TABLES: Final = (
 )
 
 
+def _patient(address: Address) -> psycopg.Connection:
+    return address.connect(idle_s=_PATIENCE_S, lock_s=_PATIENCE_S, statement_s=_PATIENCE_S)
+
+
 def bring_up_to_date(address: Address) -> None:
     """Create or upgrade the tables. Raises SettingsError, without the password in it."""
     try:
-        with address.connect(**_PATIENCE) as connection:
+        with _patient(address) as connection:
             _check_server(connection, address)
             with connection.transaction():
                 connection.execute(_LOCK, [lock_number("*migrate")])
@@ -83,7 +87,7 @@ def _upgrade(address: Address) -> None:
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - likewise
 
     def connect() -> Any:
-        connection = address.connect(**_PATIENCE)
+        connection = _patient(address)
         connection.autocommit = False
         return connection
 

@@ -25,8 +25,8 @@ _SELECT = (
     " FROM calls c JOIN runs r ON r.run = c.run LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step"
 )
 _ATTEMPTS = (
-    "SELECT seq, n, model, provider, reason, status, error, started_us, ended_us, held_nanos, cost_nanos"
-    " FROM attempts WHERE run = :run"
+    "SELECT seq, n, model, provider, reason, status, error, started_us, ended_us, held_nanos, cost_nanos,"
+    " wait_ms FROM attempts WHERE run = :run"
 )
 _CHUNK = 500
 _UPLOAD_US = 600_000_000
@@ -184,7 +184,7 @@ def _call(row: tuple[Any, ...]) -> CallRow:
 
 
 def _attempt(row: tuple[Any, ...]) -> AttemptRow:
-    _, n, model, provider, reason, status, error, started_us, ended_us, held, cost = row
+    _, n, model, provider, reason, status, error, started_us, ended_us, held, cost, wait_ms = row
     return AttemptRow(
         n=n,
         model=model,
@@ -196,6 +196,7 @@ def _attempt(row: tuple[Any, ...]) -> AttemptRow:
         latency_us=None if ended_us is None else ended_us - started_us,
         held_nanos=held,
         cost_nanos=cost,
+        wait_ms=wait_ms,
     )
 
 

@@ -8,7 +8,7 @@ from nemo_agents.gateway.stores.base import HourSpend
 from nemo_agents.gateway.stores.database import Database
 from nemo_agents.money import format_nanos
 
-__all__ = ["audit", "read_spend_by_hour"]
+__all__ = ["audit", "read_open_holds", "read_spend_by_hour"]
 
 _HOUR_US = 3600 * 1_000_000
 
@@ -69,7 +69,7 @@ _OF_CALLS = """
     SELECT run, {key} count(*), count(*) FILTER (WHERE state = 'open'),
            count(*) FILTER (WHERE state NOT IN ('open', 'ok')), sum(coalesce(input_tokens, 0)),
            sum(coalesce(output_tokens, 0)), sum(coalesce(cached_tokens, 0)), sum(coalesce(cost_nanos, 0)),
-           count(*) FILTER (WHERE attempts > 0), max(seq)
+           count(*) FILTER (WHERE attempts > 0 OR state = 'ok'), max(seq)
     FROM calls {where}
 """
 _NAMES = ("calls", "open_calls", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_nanos")
@@ -96,6 +96,14 @@ def audit(db: Database, now_us: int) -> list[str]:
     At most a hundred sentences of each kind: where that many differ, the first tell the story.
     """
     return [*_audit_entries(db), *_audit_attempts(db, now_us), *_audit_sums(db)]
+
+
+def read_open_holds(db: Database) -> tuple[int, int]:
+    """Return how many holds are open, and the nanos that they hold."""
+    ((count, nanos),) = db.execute(
+        "SELECT count(*), CAST(coalesce(sum(held_nanos), 0) AS BIGINT) FROM attempts WHERE settled IS NULL"
+    )
+    return count, nanos
 
 
 def read_spend_by_hour(db: Database, since_us: int, until_us: int) -> list[HourSpend]:

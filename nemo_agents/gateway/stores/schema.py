@@ -236,6 +236,7 @@ attempts = Table(
     _int("expires_us"),
     _text("settled", null=True),
     _int("cost_nanos", null=True),
+    _sum("wait_ms"),
     Index(
         "ix_attempts_open",
         "expires_us",
@@ -284,6 +285,7 @@ grants = Table(
     _list("model_limits"),
     _text("loop", null=True),
     _int("request_nanos", null=True),
+    _int("cache_ttl_s", null=True),
     **_STRICT,
 )
 
@@ -326,6 +328,9 @@ deployments = Table(
     _text("model"),
     _int("order_no"),
     _int("weight"),
+    _int("context_tokens", null=True),
+    Column("options", Text, nullable=False, server_default=text("'{}'")),
+    _text("applied", null=True),
     **_STRICT,
 )
 

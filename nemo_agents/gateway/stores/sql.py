@@ -68,6 +68,11 @@ class SqlStore:
         """Return when everything queued so far is committed, and the database has taken one write more."""
         await self._writer.do(Books.prove_writable, after_all=True)
 
+    @property
+    def backlog(self) -> int:
+        """How many operations wait to be written."""
+        return self._writer.backlog
+
     # --- data plane -----------------------------------------------------------------------------------------
     async def open_call(self, call: CallStart, attempt: AttemptStart) -> Held | HoldRefused | RunRefused:
         """Commit the intent row and the hold, or neither.
@@ -111,10 +116,18 @@ class SqlStore:
     def log_refusal(self, call: CallStart, end: CallEnd) -> None:
         """Queue the record of a call that was refused before it was sent."""
         run_id = call.run_id if call.grouped else None
-        touches = Touches(fleet=call.fleet or "", request_id=call.request_id, run_id=run_id)
+        touches = Touches(fleet=call.fleet or "", request_id=call.request_id, run_id=run_id, lasting=False)
         log = partial(writer_calls.log_refusal, call=call, end=end)
         content = _content(writer_calls.log_refusal, call=call, end=end)
         self._writer.keep(log, touches, content=content, droppable=True)
+
+    async def log_hit(self, call: CallStart, end: CallEnd) -> RunRefused | None:
+        """Commit the record of a call that the cache answers; where its run may make no more calls, nothing."""
+        return await self._writer.do(
+            partial(writer_calls.log_hit, call=call, end=end),
+            Touches(fleet=call.fleet or "", request_id=call.request_id, run_id=call.run_id if call.grouped else None),
+            content=_content(writer_calls.log_hit, call=call, end=end),
+        )
 
     async def room_for_refusal(self) -> None:
         """Return when the store keeps up with the refusals logged before, or cannot write at all."""
@@ -197,6 +210,10 @@ class SqlStore:
     async def balances(self, scopes: Sequence[BudgetScope]) -> Sequence[Balance]:
         """Return the balance of each scope, zero where nothing was ever held."""
         return await self._read(lambda db: [hold.read_balance(db, scope) for scope in scopes])
+
+    async def open_holds(self) -> tuple[int, int]:
+        """Return how many holds are open, of everybody who shares the store, and the nanos that they hold."""
+        return await self._read(reader_ledger.read_open_holds)
 
     async def spend_by_hour(self, since_us: int, until_us: int) -> Sequence[HourSpend]:
         """Return what each grant spent in each hour of a range, by the start of its calls."""

@@ -3,8 +3,10 @@
 Operations queue up; the thread takes all that wait (up to `BATCH_MAX`), runs them in one transaction, commits
 once, and wakes the waiting callers with one call into their event loop. What one turn of the event loop asks
 for is handed over at once, at its end; records that nobody waits for go along with the next operation that
-somebody does, or after `KEEP_S`. When an operation fails, its neighbours run again, each in a transaction of
-its own, so that only the culprit hears of it. Which operations go first is told in `stores.writer_queue`.
+somebody does, or after `KEEP_S`. Records of refused calls wait for company of their own kind, or for the next call of
+their run, so that what they cost is paid once for many of them, and by a batch that nobody waits for. When an
+operation fails, its neighbours run again, each in a transaction of its own, so that only the culprit hears of it.
+Which operations go first is told in `stores.writer_queue`.
 
 Records of refused calls that wait are few: `room_for_record` holds back whoever is about to add one. A role that is
 refused faster than its refusals can be written is slowed down by that, and nobody else.
@@ -41,7 +43,7 @@ __all__ = ["BATCH_MAX", "DROPPABLE_MAX", "RECORDS_MAX", "MaybeWritten", "Writer"
 KEEP_S: Final = 0.005
 """How long a record that nobody waits for may wait for company: a commit costs more than what is in it."""
 RECORDS_KEEP_S: Final = 0.1
-"""The same for records of refused calls, so that a commit of nothing else is rarely what a hold has to wait for."""
+"""The same for records of refused calls, so that their commit is rarely what a hold has to wait for."""
 DROPPABLE_MAX: Final = 10_000
 """How many records that may be dropped are kept in memory while the file cannot be written."""
 CONTENT_KEPT_BYTES: Final = 64 << 20
@@ -51,7 +53,7 @@ HEAVY_BYTES: Final = 1 << 18
 RECORDS_MAX: Final = 64
 """How many of them wait at a time otherwise: few enough that a batch of nothing else is no long wait for a hold."""
 
-_RECORDS_AT_ONCE: Final = RECORDS_MAX // 4
+_RECORDS_AT_ONCE: Final = RECORDS_MAX // 4  # so many are company enough for each other
 _RETRY_S: Final = 0.25
 _T = TypeVar("_T")
 _What = TypeVar("_What")
@@ -88,7 +90,11 @@ class Writer:
         self._record_room = Room(RECORDS_MAX)
         self._away = False  # there is an outage, as far as the loop has heard
         self._count = 0
+        self._settled = 0  # of those
         self._outbox: list[Operation] = []
+        self._records: list[Operation] = []
+        self._runs_of_records: set[tuple[str | None, str]] = set()
+        self._records_too = False
         self._hand_over_soon = False
         self._hand_over_later: asyncio.TimerHandle | None = None
         self._hand_over_records: asyncio.TimerHandle | None = None
@@ -134,7 +140,9 @@ class Writer:
         operation = Operation(self._number(), run, touches, future, orphaned, content=content, after_all=after_all)
         _limit_content(operation)
         self._outbox.append(operation)
-        self._hand_over_at_end_of_turn()
+        # A refusal is counted in its run before the calls that were made after it.
+        records_too = after_all or (touches.fleet, touches.run_id) in self._runs_of_records
+        self._hand_over_at_end_of_turn(records_too=records_too)
         try:
             result: _T = await future
         except asyncio.CancelledError:
@@ -162,14 +170,17 @@ class Writer:
             return
         operation = Operation(self._number(), run, touches, content=content, droppable=droppable)
         _limit_content(operation)
-        self._outbox.append(operation)
         if not droppable:
+            self._outbox.append(operation)
             if self._hand_over_later is None:
                 self._hand_over_later = self._loop.call_later(KEEP_S, self._hand_over_kept)
             return
+        self._records.append(operation)
+        if touches.run_id is not None:
+            self._runs_of_records.add((touches.fleet, touches.run_id))
         self._record_room.take()
-        if self._record_room.taken % _RECORDS_AT_ONCE == 0:  # they are company enough for each other
-            self._hand_over_at_end_of_turn()
+        if len(self._records) >= _RECORDS_AT_ONCE:
+            self._hand_over_at_end_of_turn(records_too=True)
         elif self._hand_over_records is None:
             self._hand_over_records = self._loop.call_later(RECORDS_KEEP_S, self._hand_over)
 
@@ -181,26 +192,43 @@ class Writer:
         if not self._away:
             await self._record_room.wait()
 
+    @property
+    def backlog(self) -> int:
+        """How many operations have come and are neither written nor given up."""
+        return self._count - self._settled
+
     def _number(self) -> int:
         self._count += 1
         return self._count
 
-    def _hand_over_at_end_of_turn(self) -> None:
+    def _hand_over_at_end_of_turn(self, *, records_too: bool) -> None:
+        self._records_too = self._records_too or records_too
         if not self._hand_over_soon and self._loop is not None:
             self._hand_over_soon = True
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._hand_over_what_is_due)
 
     def _hand_over_kept(self) -> None:
         self._hand_over_later = None
-        self._hand_over()
+        self._hand_over_what_is_due()
+
+    def _hand_over_what_is_due(self) -> None:
+        self._hand_over_soon = False
+        if self._records_too:
+            self._hand_over()
+        elif self._outbox:
+            operations, self._outbox = self._outbox, []
+            self._queue.put(operations)
 
     def _hand_over(self) -> None:
-        self._hand_over_soon = False
+        """Hand everything over, records of refused calls as well."""
+        self._records_too = False
         if self._hand_over_records is not None:
             self._hand_over_records.cancel()
             self._hand_over_records = None
-        if self._outbox:
-            operations, self._outbox = self._outbox, []
+        if self._outbox or self._records:
+            operations = [*self._outbox, *self._records]
+            self._outbox, self._records = [], []
+            self._runs_of_records.clear()
             self._queue.put(operations)
 
     def _went_away(self, error: StoreUnavailable) -> None:
@@ -215,10 +243,12 @@ class Writer:
 
     def _were_dropped(self, records: int) -> None:
         """On the event loop: so many records do not wait any more."""
+        self._settled += records
         self._record_room.give_back(records)
 
     def _resolve(self, results: list[_Result]) -> None:
         """On the event loop: hand out the results of one batch."""
+        self._settled += len(results)
         waited = records = 0
         for operation, value, error in results:
             records += operation.droppable

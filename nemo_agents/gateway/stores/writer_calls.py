@@ -7,7 +7,7 @@ nothing behind but balances of zero; an exception takes the operation back as a 
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -15,19 +15,26 @@ import structlog
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
 from nemo_agents.gateway.stores.hold import Hold, capped
 from nemo_agents.gateway.stores.writer_books import Books, CallRecord
-from nemo_agents.gateway.stores.writer_runs import RunRecord, Sums, lower, outcome_of, stop_kept, stop_of
+from nemo_agents.gateway.stores.writer_runs import RunRecord, StepRecord, Sums, lower, outcome_of, stop_kept, stop_of
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 
-__all__ = ["close_call", "expire", "log_refusal", "next_attempt", "open_call", "take_back"]
+__all__ = ["close_call", "expire", "log_hit", "log_refusal", "next_attempt", "open_call", "take_back"]
 
 _log = structlog.get_logger("nemo_agents.gateway")
 
 _TEXT_MAX: Final = 4000  # of an error's text; providers answer with whole pages
+_NOTHING: Final = (0, 0, 0, 0, 0, 0)  # the share of a call that is not there yet
 _LOST: Final = "the gateway lost sight of this call; it is charged at its hold"
 
 _INSERT_CALL: Final = (
     "INSERT INTO calls(run, seq, request_id, step, role, key_alias, key_id, grant_id, endpoint, stream, model_asked,"
     " state, started_us, held_nanos, attempts, guardrails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_ENDED: Final = (
+    "INSERT INTO calls(run, seq, request_id, step, role, key_alias, key_id, grant_id, endpoint, stream, model_asked,"
+    " started_us, state, status, code, error, limit_name, scope, model_served, provider, ended_us, ttft_us,"
+    " input_tokens, output_tokens, cached_tokens, cost_nanos, usage_source, finish_reason, guardrails, answer, shadow)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _END_CALL: Final = (
     "UPDATE calls SET state=?, status=?, code=?, error=?, limit_name=?, scope=?, model_served=?, provider=?,"
@@ -38,7 +45,7 @@ _END_CALL: Final = (
 )
 _INSERT_ATTEMPT: Final = (
     "INSERT INTO attempts(run, seq, n, hold_id, model, provider, reason, started_us, held_nanos, balances,"
-    " price_version, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " price_version, expires_us, wait_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _OF_FLEET: Final = " JOIN runs r ON r.run = a.run AND r.fleet = :fleet"
 
@@ -61,7 +68,7 @@ def open_call(books: Books, call: CallStart, attempt: AttemptStart) -> Held | Ho
     balances, hold = held
     run = run or _new_run(books, call)
     run.admitted += 1
-    record = _insert_call(books, run, call, state="open", attempt=attempt)
+    record = _insert_call(books, run, call, attempt)
     _insert_attempt(books, record, attempt, hold)
     books.opened(record)
     if call.grant_id is not None:
@@ -130,12 +137,38 @@ def log_refusal(books: Books, call: CallStart, end: CallEnd) -> None:
         close_call(books, end, None)
         return
     run = books.find_run(call.fleet or "", call.run_id) if call.grouped else None
-    run = run or _new_run(books, call)
-    record = _insert_call(books, run, call, state="refused", attempt=None)
-    before = record.share()
+    _log_ended(books, run or _new_run(books, call), call, end)
+
+
+def _log_ended(books: Books, run: RunRecord, call: CallStart, end: CallEnd) -> None:
+    """Write the record of a call that begins and ends at once."""
+    record, step = _count_call(run, call, state=end.state)
     record.cost_nanos = 0
-    _end(books, run, record, end)
-    books.add(run, record, before)
+    *ended, guardrails, answer, shadow = _ended(books, run, record, end)
+    started = (*_who(run, record, step, call), call.started_us)
+    values = (*started, *ended, guardrails if end.guardrails else _names(call.guardrails), answer, shadow)
+    books.db.later(_INSERT_ENDED, values)  # begun and ended at once: one statement, and not two
+    books.content.question(run.run, record.seq, call.prompt, call.params)
+    books.add(run, record, _NOTHING)
+
+
+def log_hit(books: Books, call: CallStart, end: CallEnd) -> RunRefused | None:
+    """Write the record of a call that was answered without being sent; a run that may make no more calls has none.
+
+    It counts among the run's calls like any other.
+    """
+    run = books.find_run(call.fleet or "", call.run_id) if call.grouped else None
+    max_calls = lower(None if run is None else run.max_calls, call.caps.max_calls)
+    if run is not None and run.stopped_us is not None:
+        return RunRefused(why="stopped", max_calls=max_calls)
+    if max_calls is not None and (0 if run is None else run.admitted) >= max_calls:
+        return RunRefused(why="max_calls", max_calls=max_calls)
+    run = run or _new_run(books, call)
+    run.admitted += 1
+    _log_ended(books, run, call, end)
+    if call.grant_id is not None:
+        books.used(call.grant_id, call.started_us)
+    return None
 
 
 def expire(books: Books, now_us: int, *, due_us: int | None, limit: int, fleet: str | None = None) -> int:
@@ -180,10 +213,19 @@ def _new_run(books: Books, call: CallStart) -> RunRecord:
     )
 
 
-def _insert_call(
-    books: Books, run: RunRecord, call: CallStart, *, state: str, attempt: AttemptStart | None
-) -> CallRecord:
-    """Insert a call row, count it in its run and step, and lower the run's caps."""
+def _insert_call(books: Books, run: RunRecord, call: CallStart, attempt: AttemptStart) -> CallRecord:
+    """Insert the row of a call that is to be sent, and count it in its run and step."""
+    record, step = _count_call(run, call, state="open")
+    record.attempts = 1
+    who = _who(run, record, step, call)
+    books.db.later(_INSERT_CALL, (*who, "open", call.started_us, attempt.hold_nanos, 1, _names(call.guardrails)))
+    books.content.question(run.run, record.seq, call.prompt, call.params)
+    books.add(run, record, _NOTHING)
+    return record
+
+
+def _count_call(run: RunRecord, call: CallStart, *, state: str) -> tuple[CallRecord, StepRecord | None]:
+    """Count a call in its run and step, lower the run's caps, and return what is to become of its row."""
     run.budget_nanos = lower(run.budget_nanos, call.caps.budget_nanos)
     run.max_calls = lower(run.max_calls, call.caps.max_calls)
     if call.run_name and run.reported_state is None:
@@ -206,32 +248,25 @@ def _insert_call(
         state=state,
         started_us=call.started_us,
         step=call.step,
-        attempts=0 if attempt is None else 1,
     )
-    books.db.later(
-        _INSERT_CALL,
-        (
-            run.run,
-            record.seq,
-            call.request_id,
-            step.seq if step else None,
-            call.role,
-            call.key_alias,
-            call.key_id,
-            call.grant_id,
-            call.endpoint,
-            int(call.stream),
-            call.model_asked,
-            state,
-            call.started_us,
-            0 if attempt is None else attempt.hold_nanos,
-            record.attempts,
-            _names(call.guardrails),
-        ),
+    return record, step
+
+
+def _who(run: RunRecord, record: CallRecord, step: StepRecord | None, call: CallStart) -> tuple[int | str | None, ...]:
+    """Return the first columns of a call's row: which it is, whose, and what it asks for."""
+    return (
+        run.run,
+        record.seq,
+        call.request_id,
+        step.seq if step else None,
+        call.role,
+        call.key_alias,
+        call.key_id,
+        call.grant_id,
+        call.endpoint,
+        int(call.stream),
+        call.model_asked,
     )
-    books.content.question(run.run, record.seq, call.prompt, call.params)
-    books.add(run, record, (0, 0, 0, 0, 0, 0))
-    return record
 
 
 def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, hold: Hold) -> None:
@@ -251,6 +286,7 @@ def _insert_attempt(books: Books, call: CallRecord, attempt: AttemptStart, hold:
             hold.listed,
             attempt.price_version,
             attempt.expires_us,
+            attempt.wait_ms,
         ),
     )
 
@@ -263,7 +299,16 @@ def _settle(books: Books, call: CallRecord, end: AttemptEnd) -> None:
 
 
 def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
-    """Write how a call ended. What it cost is the sum of its settled holds, whatever `end` says."""
+    """Write how a call ended."""
+    *values, guardrails, answer, shadow = _ended(books, run, call, end)
+    books.db.later(_END_CALL, (*values, guardrails, guardrails, answer, shadow, call.run, call.seq))
+
+
+def _ended(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> tuple[Any, ...]:
+    """Note in its run how a call ended, and return the last columns of its row.
+
+    What it cost is the sum of its settled holds, whatever `end` says.
+    """
     call.state = end.state
     call.input_tokens, call.output_tokens = end.input_tokens, end.output_tokens
     call.cached_tokens = end.cached_tokens
@@ -271,34 +316,6 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
         call.cost_nanos = 0  # known to be nothing
     stop = stop_of(end, call.step)
     error = None if end.error is None else end.error[:_TEXT_MAX]
-    guardrails = _names(end.guardrails)
-    books.db.later(
-        _END_CALL,
-        (
-            end.state,
-            end.status or None,
-            end.code,
-            error,
-            end.limit,
-            end.scope,
-            end.model_served,
-            end.provider,
-            end.ended_us,
-            end.ttft_us,
-            end.input_tokens,
-            end.output_tokens,
-            end.cached_tokens,
-            call.cost_nanos,
-            end.usage_source,
-            end.finish_reason,
-            guardrails,
-            guardrails,
-            books.content.answer(end.answer),
-            msgspec.json.encode(end.shadow).decode() if end.shadow else None,
-            call.run,
-            call.seq,
-        ),
-    )
     run.saw(None, end.model_served)
     outcome = outcome_of(end, stop)
     if call.seq >= run.outcome_seq:
@@ -309,6 +326,27 @@ def _end(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> None:
         sums.last_us = max(sums.last_us, end.ended_us)
         if call.seq >= sums.outcome_seq:
             sums.outcome, sums.outcome_seq = outcome, call.seq
+    return (
+        end.state,
+        end.status or None,
+        end.code,
+        error,
+        end.limit,
+        end.scope,
+        end.model_served,
+        end.provider,
+        end.ended_us,
+        end.ttft_us,
+        end.input_tokens,
+        end.output_tokens,
+        end.cached_tokens,
+        call.cost_nanos,
+        end.usage_source,
+        end.finish_reason,
+        _names(end.guardrails),
+        books.content.answer(end.answer),
+        msgspec.json.encode(end.shadow).decode() if end.shadow else None,
+    )
 
 
 def _counted(run: RunRecord, call: CallRecord) -> tuple[Sums, ...]:

@@ -12,7 +12,7 @@ from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.writer_books import Books
 from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.keys import Grant, KeySecret
-from nemo_agents.policy.routing import Deployment
+from nemo_agents.policy.routing import Deployment, Options
 
 __all__ = [
     "delete_deployment",
@@ -39,6 +39,7 @@ _GRANT = (
     "shadow",
     "loop",
     "request_nanos",
+    "cache_ttl_s",
     "guardrails",
     "tools",
     "metadata",
@@ -63,7 +64,17 @@ _FLEET = (
     "created_us",
     "updated_us",
 )
-_DEPLOYMENT = ("deployment_id", "fleet", "group_name", "model", "order_no", "weight")
+_DEPLOYMENT = (
+    "deployment_id",
+    "fleet",
+    "group_name",
+    "model",
+    "order_no",
+    "weight",
+    "context_tokens",
+    "options",
+    "applied",
+)
 
 # What is kept as JSON text, and what it is.
 _JSON: Final[dict[str, Any]] = {
@@ -146,7 +157,9 @@ def delete_fleet(books: Books, fleet: str) -> bool:
 def put_deployment(books: Books, deployment: Deployment) -> None:
     """Insert or replace a deployment."""
     d = deployment
-    books.db.execute(_PUT_DEPLOYMENT, (d.deployment_id, d.fleet, d.group, d.model, d.order, d.weight))
+    options = msgspec.json.encode(d.options).decode()
+    values = (d.deployment_id, d.fleet, d.group, d.model, d.order, d.weight, d.context_tokens, options, d.applied)
+    books.db.execute(_PUT_DEPLOYMENT, values)
     books.changed("deployment", d.deployment_id)
 
 
@@ -185,6 +198,16 @@ def read_deployments(db: Database) -> list[Deployment]:
         f"SELECT {', '.join(_DEPLOYMENT)} FROM deployments ORDER BY group_name, order_no, deployment_id"  # noqa: S608 - our own names
     )
     return [
-        Deployment(deployment_id=i, fleet=fleet, group=group, model=model, order=order, weight=weight)
-        for i, fleet, group, model, order, weight in rows
+        Deployment(
+            deployment_id=i,
+            fleet=fleet,
+            group=group,
+            model=model,
+            order=order,
+            weight=weight,
+            context_tokens=context_tokens,
+            options=msgspec.json.decode(options, type=Options),
+            applied=applied,
+        )
+        for i, fleet, group, model, order, weight, context_tokens, options, applied in rows
     ]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from nemo_agents.gateway.ports import UpstreamError
+from nemo_agents.gateway.upstream.addresses import refused_address
 from nemo_agents.gateway.upstream.connection import Connection
 from nemo_agents.gateway.upstream.deadlines import Deadlines
 
@@ -199,17 +202,12 @@ class Pool:
 
     async def _connect(self, timeout_s: float) -> Connection:
         """Open a connection in the place that this request holds; every way to fail gives the place back."""
-        address = self._address
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self),
-                    address.host,
-                    address.port,
-                    ssl=address.tls,
-                    server_hostname=address.host if address.tls is not None else None,
-                )
+                connection = await self._first_that_answers(await self._resolve())
+        except UpstreamError:
+            self._free_place()
+            raise
         except TimeoutError as error:
             self._free_place()
             raise self._error(f"no connection within {timeout_s:g} s", timed_out=True) from error
@@ -230,6 +228,41 @@ class Pool:
             connection.drop()
             raise self._error("the provider closed the connection at once")
         return connection
+
+    async def _resolve(self) -> list[str]:
+        """Return the IP addresses of the host, in the system's order. Raises UpstreamError for one that is refused.
+
+        The connection is then made to these very addresses: a name cannot change between the look and the use.
+        """
+        host, port = self._address.host, self._address.port
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+        for address in addresses:
+            why = refused_address(address)
+            if why is not None:
+                raise self._error(f"no connection: {host} is {address}, {why}. Mend the provider's base_url.")
+        return addresses
+
+    async def _first_that_answers(self, addresses: Sequence[str]) -> Connection:
+        """Open a connection to the first address that takes one. Raises OSError, that of the first of them."""
+        loop, tls = asyncio.get_running_loop(), self._address.tls
+        failure: OSError | None = None
+        for address in addresses:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self),
+                    address,
+                    self._address.port,
+                    ssl=tls,
+                    server_hostname=self._address.host if tls is not None else None,
+                )
+            except ssl.SSLError:
+                raise
+            except OSError as error:
+                failure = failure or error
+            else:
+                return connection
+        raise failure or OSError(f"{self._address.host} has no address")
 
     def _error(self, what: str, *, timed_out: bool = False) -> UpstreamError:
         where = f"{self._address.host}:{self._address.port}"

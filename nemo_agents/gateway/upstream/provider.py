@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import ssl
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
 from nemo_agents.gateway.upstream.pool import Address, Pool, PoolSettings
+from nemo_agents.gateway.upstream.signing import Signer, SigningError
+from nemo_agents.policy.wires.base import WireName
 from nemo_agents.secret import Secret
 
 __all__ = ["HttpProvider", "read_all"]
@@ -34,6 +37,8 @@ _OURS: Final = frozenset(
         "upgrade",
     }
 )
+# These show who pays: they come from the configuration, or from a signer.
+_CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key", "x-amz-date", "x-amz-security-token"})
 _REMEMBERED_PATHS: Final = 256
 
 
@@ -54,12 +59,14 @@ class _BaseUrl:
 
 
 class HttpProvider:
-    """One provider's OpenAI-compatible endpoints below `base_url`, over a pool of connections of its own.
+    """One provider's endpoints below `base_url`, over a pool of connections of its own.
 
-    `headers` go out with every request; their values are shown nowhere. No redirect is followed, no
-    environment variable (proxy, certificates other than OpenSSL's own) is read, no compressed answer is
-    accepted. TLS trusts what the system trusts unless `tls` says otherwise. Raises SettingsError for an
-    address or header that cannot be meant. It belongs to the event loop of its first request.
+    `headers` go out with every request, those of `wire_headers` instead of them on that wire; their values are shown
+    nowhere, and no request can replace one. `defaults` go out on a wire unless the request brings its own. `signer` is
+    asked for the headers of each request. No redirect is followed, no environment variable (proxy, certificates other
+    than OpenSSL's own) is read, no compressed answer is accepted. TLS trusts what the system trusts unless `tls` says
+    otherwise. Raises SettingsError for an address or header that cannot be meant. It belongs to the event loop of its
+    first request.
     """
 
     def __init__(
@@ -68,6 +75,9 @@ class HttpProvider:
         name: str,
         base_url: str,
         headers: Mapping[str, str | Secret] | None = None,
+        wire_headers: Mapping[WireName, Mapping[str, str | Secret]] | None = None,
+        defaults: Mapping[WireName, Mapping[str, str]] | None = None,
+        signer: Signer | None = None,
         max_connections: int = 100,
         settings: PoolSettings | None = None,
         tls: ssl.SSLContext | None = None,
@@ -76,13 +86,15 @@ class HttpProvider:
             raise SettingsError(f"max_connections of provider {name!r} is {max_connections}. Allow at least one.")
         self.name = name
         self._url = _parse_base_url(name, base_url)
-        fields = {
-            "user-agent": "nemo-agents",
-            "content-type": "application/json",
-            **_default_headers(name, headers),
+        self._fields = _with_ours(name, headers)
+        self._wire_fields = {wire: _with_ours(name, each) for wire, each in (wire_headers or {}).items()}
+        self._fixed = frozenset().union(self._fields, *self._wire_fields.values())
+        self._defaults = {
+            wire: [(field.encode("ascii"), value.encode("ascii")) for field, value in each.items()]
+            for wire, each in (defaults or {}).items()
         }
-        self._head_start = f"POST {self._url.prefix}".encode("ascii")
-        self._head_end = {stream: _head_end(self._url.authority, fields, stream=stream) for stream in (False, True)}
+        self._signer = signer
+        self._head_ends: dict[tuple[bool, WireName], bytes] = {}
         if tls is None and self._url.scheme == "https":
             tls = _system_trust()
         address = Address(host=self._url.host, port=self._url.port, tls=tls if self._url.scheme == "https" else None)
@@ -90,7 +102,19 @@ class HttpProvider:
         self._paths: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
-        return f"HttpProvider(name={self.name!r}, base_url={str(self._url)!r})"
+        return f"HttpProvider(name={self.name!r}, base_url={self.base_url!r})"
+
+    @property
+    def base_url(self) -> str:
+        """The address below which the paths of requests are."""
+        return str(self._url)
+
+    def below(self, prefix: str) -> HttpProvider:
+        """Return the same provider with another path before that of its requests, over the same connections."""
+        other = copy.copy(self)
+        other._url = _BaseUrl(scheme=self._url.scheme, host=self._url.host, port=self._url.port, prefix=prefix)  # noqa: SLF001 - of this class
+        other._paths = {}  # noqa: SLF001 - of this class
+        return other
 
     async def send(self, request: ProviderRequest) -> ProviderResponse:
         """Send a request and return when the head of the answer is in. Raises UpstreamError.
@@ -98,7 +122,7 @@ class HttpProvider:
         Redirects and error statuses are answers like any other. A request is written at most once: when it
         may have left, a fault is reported with `sent` True and nothing is tried again.
         """
-        head = self._head(request)
+        head = await self._head(request)
         connection = await self.pool.acquire(request.connect_timeout_s)
         exchange = await connection.exchange(head, request)
         return ProviderResponse(status=exchange.status, headers=exchange.headers, chunks=exchange)
@@ -107,30 +131,49 @@ class HttpProvider:
         """Close idle connections and refuse new requests; answers under way may be read to their end."""
         self.pool.close()
 
-    def _head(self, request: ProviderRequest) -> bytes:
+    async def _head(self, request: ProviderRequest) -> bytes:
         path = self._paths.get(request.path)
         if path is None:
             path = self._checked_path(request.path)
-        extra = b"".join([self._checked_field(name, value) for name, value in request.headers])
-        return b"%b%b%b%bcontent-length: %d\r\n\r\n" % (
-            self._head_start,
-            path,
-            self._head_end[request.stream],
-            extra,
-            len(request.body),
-        )
+        extra = [self._checked_field(name, value) for name, value in request.headers]
+        if request.wire in self._defaults:
+            brought = {name.lower() for name, _ in request.headers}
+            extra += [b"%b: %b\r\n" % each for each in self._defaults[request.wire] if each[0] not in brought]
+        if self._signer is not None:
+            extra += await self._signed(self._signer, request)
+        if request.method == "POST":
+            extra.append(b"content-length: %d\r\n" % len(request.body))
+        return b"%b %b%b%b\r\n" % (request.method.encode(), path, self._head_end(request), b"".join(extra))
+
+    def _head_end(self, request: ProviderRequest) -> bytes:
+        """Return what of a head is the same for all requests of a wire."""
+        key = (request.stream, request.wire)
+        known = self._head_ends.get(key)
+        if known is None:
+            fields = self._wire_fields.get(request.wire, self._fields)
+            known = self._head_ends[key] = _head_end(self._url.authority, fields, stream=request.stream)
+        return known
+
+    async def _signed(self, signer: Signer, request: ProviderRequest) -> list[bytes]:
+        url = f"{self._url.scheme}://{self._url.authority}{self._url.prefix}{request.path}"
+        try:
+            headers = await signer.sign(request.wire, request.method, url, request.body)
+        except SigningError as error:
+            raise UpstreamError(f"{self.name}: {error}", sent=False) from error
+        return [f"{name}: {value.reveal()}\r\n".encode("latin-1") for name, value in headers.items()]
 
     def _checked_path(self, path: str) -> bytes:
         if _PATH.fullmatch(path) is None:
             raise UpstreamError(f"{self.name}: the path {path[:80]!r} cannot be requested", sent=False)
         if len(self._paths) >= _REMEMBERED_PATHS:
             self._paths.clear()
-        encoded = self._paths[path] = path.encode("ascii")
+        encoded = self._paths[path] = f"{self._url.prefix}{path}".encode("ascii")
         return encoded
 
     def _checked_field(self, name: bytes, value: bytes) -> bytes:
         text = name.decode("latin-1")
-        if _NAME.fullmatch(text) is None or text.lower() in _OURS:
+        lower = text.lower()
+        if _NAME.fullmatch(text) is None or lower in _OURS or lower in _CREDENTIALS or lower in self._fixed:
             raise UpstreamError(f"{self.name}: the header name {text[:80]!r} cannot be sent", sent=False)
         if _FORBIDDEN_IN_VALUE.search(value.decode("latin-1")) is not None:
             raise UpstreamError(f"{self.name}: the value of header {text[:80]!r} has a line break", sent=False)
@@ -176,6 +219,10 @@ def _parse_base_url(name: str, base_url: str) -> _BaseUrl:
     except UnicodeError as error:
         raise SettingsError(f"{where} has the host {url.hostname!r}, which is not a host name.") from error
     return _BaseUrl(scheme=url.scheme, host=host, port=port or _default_port(url.scheme), prefix=prefix)
+
+
+def _with_ours(name: str, headers: Mapping[str, str | Secret] | None) -> dict[str, str]:
+    return {"user-agent": "nemo-agents", "content-type": "application/json", **_default_headers(name, headers)}
 
 
 def _default_headers(name: str, headers: Mapping[str, str | Secret] | None) -> dict[str, str]:

@@ -1,10 +1,9 @@
 """Every text of a request that a model would read, visited in order and rewritten in a copy.
 
 Understood: chat completions (`messages`, `tools`, `response_format`), embeddings and responses (`input`,
-`instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks); those that
-the gateway does not serve yet as well, so that no endpoint is added without them. Labels that a provider keeps beside
-the texts (`user`, `metadata`, `stop`) are visited too. What is unknown inside a content part is visited as text;
-images, audio and other base64 data are not text.
+`instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks). Labels that
+a provider keeps beside the texts (`user`, `metadata`, `stop`) are visited too. What is unknown inside a content part
+is visited as text; images, audio and other base64 data are not text.
 
 Nothing that makes a request valid is rewritten: types, references, names of functions and of a schema's properties,
 patterns and grammars stay as they are.
@@ -239,7 +238,15 @@ def _content(value: Any, visit: Visit, source: Source, depth: int) -> Any:
     if kind == "base64" or (isinstance(kind, str) and kind in _BINARY_PARTS):
         return value
     inner = Source.TOOL if kind == "tool_result" else source
-    return _each_field(value, lambda key, item: item if key in _NOT_TEXT else _content(item, visit, inner, depth + 1))
+
+    def one(key: str, item: Any) -> Any:
+        if key == "input" and kind == "tool_use":  # an object of the tool's own: no name in it is a keyword
+            return _json_value(item, visit, depth + 1)
+        if key == "data" and kind == "redacted_thinking":  # encrypted
+            return item
+        return item if key in _NOT_TEXT else _content(item, visit, inner, depth + 1)
+
+    return _each_field(value, one)
 
 
 def _definitions(value: Any, visit: Visit, depth: int = 0) -> Any:
@@ -339,5 +346,7 @@ _FIELDS: Final[Mapping[str, Callable[[Any, Visit], Any]]] = {
     "tools": _definitions,
     "functions": _definitions,
     "response_format": _definitions,
-    **dict.fromkeys(("user", "metadata", "stop", "safety_identifier", "prompt_cache_key"), _labels),
+    "output_config": _definitions,
+    "output_format": _definitions,
+    **dict.fromkeys(("user", "metadata", "stop", "stop_sequences", "safety_identifier", "prompt_cache_key"), _labels),
 }

@@ -19,7 +19,7 @@ CREATE TABLE attempts (
 	price_version TEXT, 
 	expires_us INTEGER NOT NULL, 
 	settled TEXT, 
-	cost_nanos INTEGER, 
+	cost_nanos INTEGER, wait_ms INTEGER DEFAULT 0 NOT NULL, 
 	CONSTRAINT pk_attempts PRIMARY KEY (run, seq, n)
 )
  WITHOUT ROWID,
@@ -100,7 +100,7 @@ CREATE TABLE deployments (
 	group_name TEXT NOT NULL, 
 	model TEXT NOT NULL, 
 	order_no INTEGER NOT NULL, 
-	weight INTEGER NOT NULL, 
+	weight INTEGER NOT NULL, context_tokens INTEGER, options TEXT DEFAULT '{}' NOT NULL, applied TEXT, 
 	CONSTRAINT pk_deployments PRIMARY KEY (deployment_id)
 )
  STRICT
@@ -158,7 +158,7 @@ CREATE TABLE grants (
 	updated_us INTEGER NOT NULL, 
 	expires_us INTEGER, 
 	revoked_us INTEGER, 
-	last_used_us INTEGER, budgets TEXT DEFAULT '[]' NOT NULL, shadow TEXT DEFAULT '[]' NOT NULL, model_limits TEXT DEFAULT '[]' NOT NULL, loop TEXT, request_nanos INTEGER, 
+	last_used_us INTEGER, budgets TEXT DEFAULT '[]' NOT NULL, shadow TEXT DEFAULT '[]' NOT NULL, model_limits TEXT DEFAULT '[]' NOT NULL, loop TEXT, request_nanos INTEGER, cache_ttl_s INTEGER, 
 	CONSTRAINT pk_grants PRIMARY KEY (grant_id)
 )
  STRICT
@@ -306,4 +306,4 @@ CREATE TABLE changes (
  STRICT
 
 ;
-INSERT INTO alembic_version(version_num) VALUES ('0002');
+INSERT INTO alembic_version(version_num) VALUES ('0003');

@@ -1,0 +1,43 @@
+"""Checks on a request's body that several wires share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nemo_agents.errors import Code
+from nemo_agents.policy.refusal import Refusal
+
+__all__ = ["bad", "check_list", "check_stream", "function_name"]
+
+TOOLS_MAX: Final = 512
+_BOOL_OR_NULL = (bool, type(None))
+
+
+def bad(message: str, param: str | None = None) -> Refusal:
+    """Return a 400 about one parameter."""
+    return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)
+
+
+def check_stream(body: Mapping[str, Any]) -> Refusal | None:
+    """Refuse a `stream` that is neither true nor false, and options of it that are no object."""
+    if not isinstance(body.get("stream"), _BOOL_OR_NULL):
+        return bad("`stream` must be true or false.", "stream")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        return bad("`stream_options` must be an object.", "stream_options")
+    return None
+
+
+def check_list(body: Mapping[str, Any], name: str, *, most: int = TOOLS_MAX) -> Refusal | None:
+    """Refuse what is no list, or a longer one than can be meant; absent is fine."""
+    value = body.get(name)
+    if value is not None and (not isinstance(value, list) or len(value) > most):
+        return bad(f"`{name}` must be a list of at most {most}.", name)
+    return None
+
+
+def function_name(function: object) -> str | None:
+    """Return the name of a function that a request declares; None for what is no such thing."""
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
