@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+from msgspec import Struct, structs
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.exchange import Denied, Exchange
@@ -29,8 +31,7 @@ from nemo_agents.policy.routing import SANDBOX, Target
 __all__ = ["Ask", "Quote", "affordable", "ask_of", "cannot_hold", "quote"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Struct, frozen=True, kw_only=True):
     """What a request asks for. `cap` is the longest answer in tokens, 0 where none is generated.
 
     `capped` says that the caller set it; what the gateway set, it may lower.
@@ -49,8 +50,7 @@ class Ask:
         return self.tokens_in + self.cap * self.answers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
+class Quote(Struct, frozen=True, kw_only=True):
     """The price of one attempt and the bounds of its text's tokens and of one answer's.
 
     `fixed`: the role declared the price of the request as a whole.
@@ -83,13 +83,13 @@ class Quote:
         cap = clamp_output_tokens(
             self.price, self.tokens_in_max, self.cap, min(left, default=0), content=ask.content, answers=ask.answers
         )
-        return None if cap is None else replace(self, cap=cap)
+        return None if cap is None else structs.replace(self, cap=cap)
 
     def at_least(self, ask: Ask, refused: HoldRefused) -> HoldRefused:
         """Return a refusal as it is told: of what the call needs with the shortest answer that it may be given."""
         if not self._may_lower(ask):
             return refused
-        return replace(refused, needed_nanos=replace(self, cap=1).hold_nanos(ask))
+        return replace(refused, needed_nanos=structs.replace(self, cap=1).hold_nanos(ask))
 
     def _may_lower(self, ask: Ask) -> bool:
         return not (ask.capped or self.fixed or self.price is None or self.cap < 1)
@@ -147,7 +147,10 @@ def affordable(x: Exchange, targets: Sequence[Target], ask: Ask) -> Sequence[Tar
     grant, gateway = x.grant, x.gateway
     assert grant is not None
     scopes = gateway.budget_scopes(grant, run_id=x.run.run_id, caps=x.run.caps, now_us=x.started_us)
-    if all(scope.limit_nanos is None for scope in scopes):
+    if all([scope.limit_nanos is None for scope in scopes]):  # noqa: C419 - a third of a generator's time, in every call
+        return targets
+    refusals = [cannot_hold(target, *_price(x, grant, target), ask) for target in targets]
+    if not any(refusals):
         return targets
     enforced = any(scope.guard_nanos is not None for scope in scopes)
     limits = [scope.kind for scope in scopes if (scope.guard_nanos if enforced else scope.limit_nanos) is not None]
@@ -191,6 +194,8 @@ def _unbounded(path: str, whose: str) -> Refusal:
             'Beside the URL of the image, set "detail" to "low", "high" or "auto" (without one, or with an unknown '
             "one, its tokens have no bound), or send it as a data: URL"
         )
+    elif path.startswith("tools"):
+        remedy = "Leave it out, or offer a function of your own instead: what a provider's own tool does has no bound"
     else:
         remedy = "Leave it out, or send what it holds as text"
     message = (

@@ -1,4 +1,4 @@
-"""What a stream may do before it shows anything: fall back, wait, send heartbeats; and what it may not do afterwards."""
+"""What a stream may do before it shows anything: fall back, wait, send heartbeats; and what it may not do after it."""
 
 from __future__ import annotations
 

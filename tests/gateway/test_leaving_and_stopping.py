@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from faulty_provider import run_faulty_provider
-from gateway_bench import gateway_at
+from gateway_bench import bench_for, gateway_at, settings_for
+from test_streaming import streamed
 
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.homefiles import open_home
@@ -120,3 +121,24 @@ def _ask_and_leave(url, headers, body, *, until):
         sock.sendall(head.encode() + request.content)
         while not until():
             pass
+
+
+@pytest.mark.parametrize("policy", ["drain", "cancel"])
+def test_what_becomes_of_a_stream_whose_client_left_is_its_provider_s_policy(tmp_path, shared_provider, policy):
+    """Read on, the end tells what it cost; cut off, nobody knows, and it is charged at its hold."""
+    settings = settings_for(shared_provider)
+    settings["providers"]["faulty"]["on_client_gone"] = policy
+    with (
+        gateway_at(tmp_path / "home", shared_provider, providers=settings["providers"]) as gateway,
+        bench_for(gateway, shared_provider) as bench,
+    ):
+        with streamed(bench, bench.key(), "faulty/stepped") as answer:
+            next(answer.iter_text())
+        if policy == "drain":
+            bench.faulty.release(100)
+        (record,) = bench.faulty.seen(finished=True)["requests"]
+        assert record["client_left"] is (policy == "cancel")
+        row = bench.row(answer)
+        assert row["state"] == "abandoned" or policy == "drain"  # it may end before its client's leaving is heard of
+        assert row["usage_source"] == ("provider" if policy == "drain" else "hold")
+        assert (row["cost_nanos"] == row["held_nanos"]) is (policy == "cancel")

@@ -208,3 +208,29 @@ def test_a_429_keeps_later_calls_away_as_long_as_it_says(bench: Bench):
     key = declare(bench, row(bench, "faulty/rate-limited", order=1), row(bench, "faulty/ok", order=2))
     seen = [[model for model, _ in attempts_of(bench, bench.chat(key, "group"))] for _ in range(2)]
     assert seen == [["rate-limited", "ok"], ["ok"]]
+
+
+# --- what a role may use
+def test_a_list_of_models_does_not_name_a_group_for_a_model_of_its_name(bench: Bench):
+    """A group may have a model's name; who may use that model by its provider is not told of the group."""
+    bench.ok("POST", "/model/new", row(bench, "faulty/ok", group="gpt-4o"))
+    listed = [
+        [model["id"] for model in bench.http.get("/v1/models", headers=bench.key(models=models).headers).json()["data"]]
+        for models in (("gpt-4o",), ("openai/gpt-4o",))
+    ]
+    assert listed == [["gpt-4o"], ["openai/gpt-4o"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/embeddings", {"input": "hi"}),
+    ],
+)
+def test_a_tool_is_refused_in_the_spelling_of_another_wire(bench: Bench, path: str, body: dict[str, Any]):
+    key = bench.key(metadata={"nemo": {"tools": ["search"]}})
+    asked = {"model": "faulty/ok", "functions": [{"name": "shell"}], **body}
+    refused(bench.http.post(path, json=asked, headers=key.headers), 403, "tool_not_allowed")
