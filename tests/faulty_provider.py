@@ -356,7 +356,7 @@ async def behave(link: Link, record: Record, raw: bytes) -> None:
     if behaviour.endswith("-once"):
         behaviour = behaviour.removesuffix("-once") if state.times_seen[behaviour] == 1 else "ok"
     elif behaviour == "seeded":
-        behaviour = by_dice(state, record, raw)
+        behaviour = by_dice(state, record)
     elif behaviour == "switched":
         behaviour = "error-500" if state.permits.locked() else "ok"
         if behaviour == "ok":
@@ -381,10 +381,11 @@ async def behave(link: Link, record: Record, raw: bytes) -> None:
         await answer(link, record, behaviour, raw)
 
 
-def by_dice(state: State, record: Record, raw: bytes) -> str:
+def by_dice(state: State, record: Record) -> str:
     """Choose what to do by the seed, the prompt, and how often it has come: never by the order of arrival."""
-    state.times_seen[digest := hashlib.sha256(raw).hexdigest()] += 1
-    dice = random.Random(f"{state.seed}|{digest}|{state.times_seen[digest]}")
+    prompt = json.dumps(record.body.get("messages"))
+    state.times_seen[prompt] += 1
+    dice = random.Random(f"{state.seed}|{prompt}|{state.times_seen[prompt]}")
     return dice.choice(SEEDED[record.stream]) if dice.random() < state.fault_rate else "ok"
 
 

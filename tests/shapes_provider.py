@@ -154,7 +154,7 @@ async def _embed(link: ShapesLink, record: Record) -> None:
     as_base64 = body.get("encoding_format") == "base64"
     vectors = [vector(text, body.get("dimensions", 8), as_base64) for text in given]
     data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(vectors)]
-    words = words_of(given)
+    words = sum(len(text) if isinstance(text, list) else words_of(text) for text in given)
     record.status = 200
     record.bill = Bill(plain=words, cached=0, written=0, written_1h=0, output=0, reasoning=0)
     usage = {"prompt_tokens": words, "total_tokens": words}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,14 @@ import click
 from nemo_agents.cli.connect import admin_client, gateway_options
 from nemo_agents.cli.output import console, one_line, print_json, print_wrapped
 from nemo_agents.cli.table import Column, print_table
-from nemo_agents.errors import NemoError
+from nemo_agents.errors import AdminError, NemoError
 from nemo_agents.money import format_nanos
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_agents.admin.models import GroupRow, ModelRow, ProviderModels, ProviderRow
+    from nemo_agents.client import Client
 
 __all__ = ["models"]
 
@@ -51,7 +53,7 @@ def models(provider: str | None, gateway_url: str | None, home: Path | None, *, 
 
     with admin_client(gateway_url, home) as client:
         if provider is not None:
-            of_provider = client.run(api.provider_models(provider))
+            of_provider = _asked_of(client, provider)
             print_json(of_provider) if as_json else _print_models(of_provider)
             return
         found = client.run(api.reachable())
@@ -66,6 +68,19 @@ def models(provider: str | None, gateway_url: str | None, home: Path | None, *, 
     _print_lacks(to, found.groups)
     if found.stand_in:
         print_wrapped(to, f"{one_line(found.stand_in)} answers for every model whose provider has no credentials.")
+
+
+def _asked_of(client: Client, provider: str) -> ProviderModels:
+    """Ask for the models of a provider. Raises NemoError with the names that there are where it is none of them."""
+    from nemo_agents.admin import models as api
+
+    try:
+        return client.run(api.provider_models(provider))
+    except AdminError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+    names = ", ".join(one_line(row.name) for row in client.run(api.reachable()).providers)
+    raise NemoError(f"there is no provider {one_line(provider)!r}. There are: {names}.")
 
 
 def _group(row: GroupRow) -> tuple[str, ...]:

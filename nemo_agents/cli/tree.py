@@ -14,6 +14,7 @@ from nemo_agents.admin.wire import CallContent, CallRow, RunDetail, StepRow
 from nemo_agents.cli.output import STATE_STYLES, one_line
 from nemo_agents.money import format_nanos
 from nemo_agents.viewer import text
+from nemo_agents.viewer.calls import cost_in_all, other_model, reason_of, unknown_costs
 from nemo_agents.viewer.shadows import shadow_hint, shadow_names
 from nemo_agents.viewer.verdict import name_of, why
 
@@ -57,6 +58,8 @@ def _head(detail: RunDetail) -> Text:
     cap = f" of {format_nanos(run.budget_nanos)}" if run.budget_nanos is not None else ""
     head.append(f"\n{format_nanos(run.cost_nanos)}{cap}", style="bold")
     head.append(f" · {text.plural(run.calls, 'call')} · {_tokens(run.input_tokens, run.output_tokens)}")
+    if unknown := unknown_costs(detail.calls):
+        head.append(f" · {text.plural(unknown, 'call')} of unknown cost", style="bold")
     head.append(f"\n{one_line(why(detail).text)}", style=style)
     hint = "".join(part.text for part in shadow_hint(detail))
     if hint:
@@ -86,8 +89,9 @@ class _Branches:
         if step.step in self._shown:
             return
         self._shown.add(step.step)
-        node = branch.add(_step_text(step))
-        self.add_calls(node, [call for call in self._detail.calls if call.step == step.step])
+        calls = [call for call in self._detail.calls if call.step == step.step]
+        node = branch.add(_step_text(step, calls))
+        self.add_calls(node, calls)
         for inner in self._detail.steps:
             if inner.parent == step.step:
                 self._add_step(node, inner)
@@ -110,9 +114,10 @@ class _Branches:
         node = branch.add(line)
         if len(call.attempt_rows) > 1:
             for attempt in call.attempt_rows:
-                what = f"attempt {attempt.n} {attempt.provider}/{one_line(attempt.model)}  {attempt.status or '-'}"
+                why_here = "" if attempt.n == 1 else f" {one_line(reason_of(attempt))}"
+                what = f"attempt {attempt.n}{why_here}  {attempt.provider}/{one_line(attempt.model)}"
                 error = f"  {one_line(text.shorten(attempt.error, 100))}" if attempt.error else ""
-                node.add(Text(f"{what}  {text.cost(attempt.cost_nanos)}{error}", style="dim"))
+                node.add(Text(f"{what}  {attempt.status or '-'}  {text.cost(attempt.cost_nanos)}{error}", style="dim"))
         content = self._contents.get(call.request_id)
         if content is not None:
             for message in content.prompt:
@@ -132,7 +137,7 @@ def call_text(call: CallRow) -> Text:
         line.append(f"  {text.cost(call.cost_nanos)}")
     line.append(f"  {text.duration(call.latency_us)}", style="dim")
     if call.code:
-        limit = " ".join(part for part in (call.scope, call.limit) if part)
+        limit = " ".join(dict.fromkeys(part for part in (call.scope, call.limit) if part))
         line.append(f"  {one_line(call.code)}{f' ({one_line(limit)})' if limit else ''}", style="red")
     return _with_shadows(line, call)
 
@@ -153,23 +158,22 @@ def served_by(call: CallRow) -> str | None:
 
     An answer that was given again was served by nobody: `cached`.
     """
-    asked = call.model_asked or call.endpoint
     if not call.provider or not call.model_served:
         return None
     if call.provider == "cache":
         return "cached"
-    served = call.model_served
-    same = served == asked or asked.endswith(f"/{served}") or served.endswith(f"/{asked}")
-    return call.provider if same else f"{call.provider}/{served}"
+    other = other_model(call)
+    return call.provider if other is None else f"{call.provider}/{other}"
 
 
-def _step_text(step: StepRow) -> Text:
+def _step_text(step: StepRow, calls: Sequence[CallRow]) -> Text:
     line = Text()
     line.append(one_line(step.step), style="bold")
     if step.role:
         line.append(f" ({one_line(step.role)})", style="dim")
     line.append(f"  {step.state}", style=STATE_STYLES.get(step.state, ""))
-    line.append(f"  {format_nanos(step.cost_nanos)}  {_tokens(step.input_tokens, step.output_tokens)}")
+    cost = step.cost_nanos or cost_in_all(calls)
+    line.append(f"  {text.cost(cost)}  {_tokens(step.input_tokens, step.output_tokens)}")
     if step.ended_us is not None:
         line.append(f"  {text.duration(step.ended_us - step.started_us)}", style="dim")
     return line
@@ -196,7 +200,7 @@ def _alike_text(calls: Sequence[CallRow]) -> Text:
     line.append_text(_model_text(calls[0]))
     line.append(f"  {text.plural(len(calls), 'call')}", style="bold")
     line.append(f"  {_tokens(sum(c.input_tokens or 0 for c in calls), sum(c.output_tokens or 0 for c in calls))}")
-    line.append(f"  {format_nanos(sum(call.cost_nanos or 0 for call in calls))}")
+    line.append(f"  {text.cost(cost_in_all(calls))}")
     times = [call.latency_us for call in calls if call.latency_us is not None]
     if times:
         line.append(f"  {text.duration(min(times))} to {text.duration(max(times))}", style="dim")

@@ -29,13 +29,14 @@ _RARE_COUNTS: Final = ("cache_write_1h_tokens", "audio_input_tokens", "image_inp
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt on its way. `balances` are its scopes' with its hold in them."""
+    """One attempt on its way. `balances` are its scopes' with its hold in them, `failed_us` is when it has failed."""
 
     start: AttemptStart
     target: Target
     way: Way
     quote: Quote
     balances: tuple[Balance, ...] = ()
+    failed_us: int | None = None
 
     @property
     def price(self) -> Price | None:
@@ -46,6 +47,11 @@ class Attempt:
     def served(self) -> str:
         """The model's name as the log has it: what the sandbox stands in for, not where it would have come from."""
         return self.target.model.rpartition("/")[2] if self.target.provider == SANDBOX else self.target.model
+
+    def ended_us(self, x: Exchange) -> int:
+        """Return when it ended: now, or when it failed; not before its start, which another clock has told."""
+        ended_us = x.started_us + x.elapsed_us() if self.failed_us is None else self.failed_us
+        return max(self.start.started_us, ended_us)
 
 
 def prepare(x: Exchange, ask: Ask, go: Go, way: Way, n: int) -> Attempt:
@@ -88,9 +94,8 @@ def settled(attempt: Attempt, ask: Ask, answered: Answered) -> Settlement:
     hold_nanos = attempt.start.hold_nanos
     if attempt.price is None:
         return Settlement(kind="post", amount_nanos=0)
-    cost, told = (
-        cost_nanos(attempt.price, usage, ask.content) if usage else None for usage in (answered.usage, answered.told)
-    )
+    cost = None if answered.usage is None else cost_nanos(attempt.price, answered.usage, ask.content)
+    told = None if answered.told is None else cost_nanos(attempt.price, answered.told, ask.content)
     if answered.counted_nanos is not None:
         return settle_cut(counted_nanos=answered.counted_nanos, told_nanos=told, hold_nanos=hold_nanos)
     if cost is None:
@@ -99,14 +104,14 @@ def settled(attempt: Attempt, ask: Ask, answered: Answered) -> Settlement:
 
 
 def failed_end(x: Exchange, attempt: Attempt, failure: Failure) -> AttemptEnd:
-    """Return the record of an attempt that gave no answer."""
+    """Return the record of an attempt that gave no answer: it ended before the wait for the next one."""
     settlement = settle_failure(
         sent=failure.sent, status=failure.status, own_error=failure.own_error, hold_nanos=attempt.start.hold_nanos
     )
     return AttemptEnd(
         hold_id=attempt.start.hold_id,
         n=attempt.start.n,
-        ended_us=x.started_us + x.elapsed_us(),
+        ended_us=attempt.ended_us(x),
         status=failure.status,
         error=failure.message,
         settlement=settlement,

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from nemo_agents.errors import Code
-from nemo_agents.gateway.answers import Send, send_json
+from nemo_agents.gateway.answers import LINE, Send, send_json
 from nemo_agents.gateway.cache.replay import answer_from_cache, cache_key
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
@@ -62,6 +62,7 @@ class DataPlane:
             started_us=gateway.clock.now_us(),
             wire=WIRES.get(scope["path"], CHAT),
             headers=decode_headers(scope),
+            line=(scope.get("extensions") or {}).get(LINE),
         )
         try:
             await self._serve(x, scope, receive)
@@ -164,16 +165,17 @@ class DataPlane:
         if isinstance(run, Refusal):
             raise Denied(run)
         x.run = own_run(run, grant)
-        if not allowed(x.body["model"], grant.models, provider_of=gateway.prices.provider_of):
+        owner, groups = gateway.prices.provider_of, gateway.groups(grant.fleet)
+        if not allowed(x.body["model"], grant.models, provider_of=owner, groups=groups):
             who = grant.role or grant.alias or "this key"
             raise Denied(_model_not_allowed(x.body["model"], who, grant.models, scope="role"))
         fleet = gateway.fleet_of(grant)
-        if fleet and not allowed(x.body["model"], fleet.models, provider_of=gateway.prices.provider_of):
+        if fleet and not allowed(x.body["model"], fleet.models, provider_of=owner, groups=groups):
             raise Denied(_model_not_allowed(x.body["model"], f"Fleet {fleet.fleet}", fleet.models, scope="fleet"))
         beside = other_models(x.body)
         if beside is not None and (grant.models or (fleet and fleet.models)):
             raise Denied(_models_beside(beside))
-        refusal = check_tools(x.body, x.wire.tools(x.body), grant)
+        refusal = None if grant.tools is None else check_tools(x.body, x.wire.tools(x.body), grant)
         if refusal is not None:
             raise Denied(refusal)
         now_us = gateway.clock.now_us()
@@ -283,9 +285,10 @@ def _readings(scope: RateScope, requests: int, tokens: int) -> Iterator[Reading]
 
 def decode_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
     """Return the request's headers; ASGI gives names in lower case. The first of a repeated header counts."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    pairs = scope["headers"]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
+    if len(headers) < len(pairs):
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(pairs)}
     return headers
 
 
@@ -298,10 +301,15 @@ def bearer(headers: dict[str, str]) -> str | None:
 
 
 async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):  # it came with its head
+        body: bytes = message.get("body", b"")
+        if len(body) > limit_bytes:
+            raise Denied(_too_large(limit_bytes))
+        return body
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise Denied(_bad("The client left before its request was complete."))
         part = message.get("body", b"")
@@ -311,6 +319,7 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+        message = await receive()
 
 
 def _decode(raw: bytes, wire: Wire) -> dict[str, Any]:

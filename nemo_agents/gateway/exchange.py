@@ -12,15 +12,16 @@ import msgspec
 
 from nemo_agents.admin import headers as h
 from nemo_agents.admin.wire import Shadowed
-from nemo_agents.gateway.answers import Headers, Send, refusal_headers, send_json
+from nemo_agents.gateway.answers import Headers, Line, Send, json_head, refusal_headers, send_json
 from nemo_agents.gateway.limiter.base import Entry, Reading
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import AttemptEnd, CallEnd, CallStart
 from nemo_agents.money import dollars_text
-from nemo_agents.policy.admission import past_alert
+from nemo_agents.policy.admission import least_left, past_alert
 from nemo_agents.policy.grouping import RunRef
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance
+from nemo_agents.policy.logged import without_credentials
 from nemo_agents.policy.rates import RateScope, newer_readings, rate_headers
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.wires.base import Wire
@@ -49,6 +50,7 @@ class Exchange:
     started_us: int
     wire: Wire
     headers: dict[str, str]
+    line: Line | None = None  # where the HTTP server is the gateway's own
     t0_ns: int = field(default_factory=time.perf_counter_ns)
     grant: Grant | None = None
     key_id: str | None = None
@@ -99,7 +101,7 @@ class Exchange:
             return None, None
         fields, parts = self.wire.prompt(self.body)
         others = {name: value for name, value in self.body.items() if name not in fields}
-        return tuple(msgspec.json.encode(part) for part in parts), msgspec.json.encode(others)
+        return tuple(msgspec.json.encode(part) for part in parts), msgspec.json.encode(without_credentials(others))
 
     def call_start(self) -> CallStart:
         """Return the intent row."""
@@ -176,7 +178,7 @@ class Exchange:
         }
         if self.grant is None:
             return headers
-        headers[h.RUN_ID] = self.run_id
+        headers[h.RUN_ID] = self.run.run_id or self.request_id
         if self.attempts:
             headers[h.ATTEMPTS] = str(self.attempts)
         if self.provider is not None:
@@ -185,9 +187,9 @@ class Exchange:
             headers[h.GUARDRAILS_APPLIED] = ",".join(self.guardrails_applied)
         if cost_nanos is not None:
             headers[h.REQUEST_COST] = dollars_text(cost_nanos)
-        left = [nanos for balance in self.balances if (nanos := balance.left_nanos) is not None]
-        if left:
-            headers[h.BUDGET_REMAINING] = dollars_text(min(left))
+        left = least_left(self.balances)
+        if left is not None:
+            headers[h.BUDGET_REMAINING] = dollars_text(left)
         warning = past_alert(self.balances)
         if warning is not None:
             headers[h.BUDGET_WARNING] = warning
@@ -209,10 +211,15 @@ class Exchange:
     async def answer(self, status: int, body: object, headers: Headers) -> None:
         """Answer with JSON (bytes are JSON already); whoever does not read it goes without."""
         self.started = True
-        await self.deliver(send_json(self.send, status, body, headers))
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        if self.line is None or not self.line.answer(status, json_head(content, headers), content):
+            await self.deliver(send_json(self.send, status, content, headers))
 
     async def deliver(self, sending: Awaitable[None]) -> bool:
         """Send something; False when the client reads nothing for `client_timeout_s`: it must hold nothing back."""
+        if self.line is not None and not self.line.blocked:
+            await sending  # nothing is in its way, so that it needs no timer
+            return True
         try:
             async with asyncio.timeout(self.gateway.settings.client_timeout_s):
                 await sending

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable
 
 from nemo_agents.errors import Code
-from nemo_agents.policy.keys import Grant, KeySecret, parse_public_id, usable
+from nemo_agents.policy.keys import Grant, KeySecret, claimed_public_id, parse_public_id, usable
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.secret import Secret
 
@@ -88,7 +88,7 @@ class KeyRing:
         """Return the grant behind a presented key, or the refusal that its use deserves."""
         if not presented:
             return _MISSING
-        public_id = parse_public_id(presented)
+        public_id = claimed_public_id(presented)
         entry = self._by_public_id.get(public_id) if public_id else None
         # The digest is computed for unknown ids too, so that time does not tell them from wrong secrets.
         digest = self.digest(presented[:256])

@@ -37,7 +37,7 @@ class ModelList:
         return [
             name
             for name in dict.fromkeys(names)
-            if all(allowed(name, models, provider_of=owner) for models in lists) or name in exact
+            if all(allowed(name, models, provider_of=owner, groups=groups) for models in lists)
         ]
 
     async def _priced(self) -> Sequence[str]:

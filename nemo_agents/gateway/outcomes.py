@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
@@ -53,8 +54,7 @@ class Failure:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class Answered(Struct, frozen=True, kw_only=True):
     """An attempt that was answered, wholly or until the stream broke.
 
     `usage` is of the whole answer, None where nobody knows it; `told` is then what it had said so far, if anything.

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 from nemo_agents.policy.wires.base import WireName
 
 __all__ = ["Provider", "ProviderRequest", "ProviderResponse", "UpstreamError"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderRequest:
+class ProviderRequest(Struct, frozen=True, kw_only=True):
     """One request to a provider: a path below its base URL and a JSON body, already in the provider's model names.
 
     A provider picks credentials and headers by `wire`. `headers` are what passes from the client, names in lower case.

@@ -37,7 +37,7 @@ from nemo_agents.gateway.stores.base import AttemptEnd, CallEnd, StoreUnavailabl
 from nemo_agents.gateway.streaming import Meter, Outlet, Reading, relay_stream
 from nemo_agents.gateway.upstream import read_all
 from nemo_agents.gateway.ways import Ways
-from nemo_agents.policy.admission import budget_refusal, run_refusal, shadow_budgets
+from nemo_agents.policy.admission import budget_refusal, least_left, run_refusal, shadow_budgets
 from nemo_agents.policy.deadline import deadline_us
 from nemo_agents.policy.failover import Fault
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
@@ -79,7 +79,6 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
         task = asyncio.current_task()
         assert task is not None
         flight = InFlight(grant_id=grant.grant_id, fleet=grant.fleet, run_id=x.run_id, task=task)
-        client = Departure(receive, gateway.settings.drain_timeout_s)
         route = gateway.router.route(
             targets,
             found.options,
@@ -87,6 +86,7 @@ async def relay(x: Exchange, receive: Receive, check_still_good: Callable[[], No
             cost_nanos=lambda target: quote(x, grant, target, ask).most_nanos(ask),
             deadline_us=deadline_us(x.headers, x.started_us),
         )
+        client = Departure(receive, gateway.settings.drain_timeout_s, task=task, lookout=gateway.lookout)
         journey = _Journey(x, client, flight, ask=ask, ways=ways, route=route)
         gateway.in_flight.add(flight)
         try:
@@ -118,6 +118,7 @@ class _Journey:
         self._failed: Failure | None = None  # how the open attempt failed, once it has
         self._asked: Target | None = None  # where the attempt is of which the route awaits how it went
         self._tried: list[Tried] = []
+        self._cost_nanos = 0  # of attempts that failed and were followed by another
         self._tokens = 0  # what attempts are known to have used
         self._guesses = 0  # attempts that may have used what nobody knows
 
@@ -168,7 +169,7 @@ class _Journey:
             failure = self._unholdable(attempt) or await self._ask_provider(attempt)
             if failure is None:
                 return
-            self._failed = failure
+            self._failed, attempt.failed_us = failure, self._x.started_us + self._x.elapsed_us()
             self._tried.append(tried(self._x, attempt, failure))
             self._measured(attempt, result_of(failure.status, timed_out=failure.timed_out, sent=failure.sent))
             if self._client.gone:
@@ -195,6 +196,7 @@ class _Journey:
         if failed is not None:
             assert self._open is not None
             settlement = failed_end(x, self._open, failed).settlement
+            self._cost_nanos += settlement.amount_nanos
             self._count(settlement)
             self._tell_settled(self._open, settlement)
             self._open = self._failed = None
@@ -207,7 +209,7 @@ class _Journey:
                 x.gateway.on_refused(outcome)
             refusal = budget_refusal(outcome)
             if x.opened:
-                x.close(replace(x.call_refused(refusal), cost_nanos=0), None)  # beside what was
+                x.close(replace(x.call_refused(refusal), cost_nanos=self._cost_nanos), None)  # beside what was
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
         attempt.balances = outcome.balances
@@ -230,7 +232,7 @@ class _Journey:
         Among those are some that nobody knew of before: a run's cap from an earlier call, or what was declared since.
         The next target may have the price, or the bound, that this one lacks.
         """
-        if all(balance.scope.guard_nanos is None for balance in self._x.balances):
+        if least_left(self._x.balances) is None:
             return None
         refusal = cannot_hold(attempt.target, attempt.quote.price, attempt.quote.fixed, self._ask)
         if refusal is None:
@@ -273,7 +275,7 @@ class _Journey:
         )
         provider = x.gateway.providers[attempt.target.provider]
         try:
-            async with self._client.patience():
+            with self._client:
                 response = await provider.send(request)
         except UpstreamError as error:
             return Failure(status=None, message=str(error), sent=error.sent, timed_out=error.timed_out)
@@ -289,10 +291,10 @@ class _Journey:
 
     async def _answer(self, attempt: Attempt, response: ProviderResponse) -> Failure | None:
         """Pass an answer on; a Failure means that it turned out to be none before the client saw any of it."""
-        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        is_stream = self._stream and response.headers.get("content-type", "").startswith("text/event-stream")
+        if not is_stream:
+            return await self._relay_plain(attempt, response)
         try:
-            if not (self._stream and is_stream):
-                return await self._relay_plain(attempt, response)
             answered = await relay_stream(self._out, response, self._reading(attempt), hold_back=self._route.more)
         finally:
             await response.aclose()
@@ -302,7 +304,7 @@ class _Journey:
             self._went_well(attempt, answered.ttft_us)
         elif answered.state == "failed":
             self._asked = None
-            self._route.failed(attempt.target, Fault(status=None))  # it is too late for another
+            self._route.broke(attempt.target)  # it is too late for another
             self._measured(attempt, "broken")
         end = self._close(attempt, answered, settled(attempt, self._ask, answered))
         if self._out.kept is not None and self._x.cache_key is not None and end is not None:
@@ -324,8 +326,8 @@ class _Journey:
     async def _relay_plain(self, attempt: Attempt, response: ProviderResponse) -> Failure | None:
         x, way = self._x, attempt.way
         try:
-            async with self._client.patience():
-                raw = await read_all(response, _MAX_ANSWER_BYTES)
+            with self._client:
+                raw = await read_all(response, _MAX_ANSWER_BYTES)  # which lets go of the connection
             ttft_us = x.elapsed_us()
             body = msgspec.json.decode(raw)
         except (UpstreamError, *NOT_JSON) as error:
@@ -350,7 +352,9 @@ class _Journey:
             raw = msgspec.json.encode(way.translation.answer(body, x.body))
         if x.cache_key is not None and end is not None:
             keep_answer(x, x.cache_key, raw, end, stream=False)
-        await x.answer(200, raw, x.common_headers(cost_nanos=cost if usage and attempt.price else None))
+        await x.answer(
+            200, raw, x.common_headers(cost_nanos=self._cost_nanos + cost if usage and attempt.price else None)
+        )
         return None
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -383,7 +387,7 @@ class _Journey:
         ended = AttemptEnd(
             hold_id=attempt.start.hold_id,
             n=attempt.start.n,
-            ended_us=x.started_us + x.elapsed_us(),
+            ended_us=attempt.ended_us(x),
             status=answered.status,
             error=answered.error,
             settlement=settlement,
@@ -402,7 +406,7 @@ class _Journey:
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
             cached_tokens=usage.cached_tokens if usage else None,
-            cost_nanos=settlement.amount_nanos if attempt.price else None,
+            cost_nanos=self._cost_nanos + settlement.amount_nanos if attempt.price else None,
             usage_source=source,
             finish_reason=answered.finish_reason,
             answer=msgspec.json.encode(answered.answer) if keep else None,
@@ -435,12 +439,14 @@ class _Journey:
         ended = failed_end(x, attempt, last)
         self._count(ended.settlement)
         if last.refusal is not None:
-            end = replace(x.call_refused(refusal), cost_nanos=0)  # beside what the attempts before it cost
+            end = replace(
+                x.call_refused(refusal), cost_nanos=self._cost_nanos
+            )  # beside what the attempts before it cost
         else:
             end = replace(
                 x.call_refused(refusal, "failed"),
                 model_served=attempt.served,
-                cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
+                cost_nanos=self._cost_nanos + ended.settlement.amount_nanos if attempt.price else None,
                 usage_source=ended.usage_source,
             )
         x.close(end, ended)
@@ -470,7 +476,7 @@ class _Journey:
             error=error,
             model_served=attempt.served,
             provider=attempt.target.provider,
-            cost_nanos=ended.settlement.amount_nanos if attempt.price else None,
+            cost_nanos=self._cost_nanos + ended.settlement.amount_nanos if attempt.price else None,
             usage_source=ended.usage_source,
         )
         x.close(end, ended)

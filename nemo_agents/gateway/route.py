@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
+from msgspec import Struct
+
+from nemo_agents.groups import FallbackOn
 from nemo_agents.policy.cooldown import Cooldown, State, speaks_of_deployment
 from nemo_agents.policy.failover import (
     Fallback,
@@ -38,8 +42,7 @@ class _Clock(Protocol):
         """Return the time now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Go:
+class Go(Struct, frozen=True, kw_only=True):
     """The next attempt: where, after how long a wait, and why."""
 
     target: Target
@@ -47,8 +50,7 @@ class Go:
     wait_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
+class Candidates(Struct, frozen=True, kw_only=True):
     """Where a request may go, in the order of the declaration, and the options of the group; there is one at least."""
 
     targets: tuple[Target, ...]
@@ -143,11 +145,7 @@ class Router:
         retries = options.retries
         if retries is None:
             retries = self._retries if len(targets) == 1 else 0
-        limits = Limits(
-            attempts=self._attempts,
-            retries=retries,
-            fallback_on=frozenset([_KINDS[kind] for kind in options.fallback_on]),
-        )
+        limits = _limits(self._attempts, retries, options.fallback_on)
         choices: Sequence[Choice] = (Choice(target=targets[0], stage=0),)
         if len(targets) > 1:
             priced = options.strategy == "lowest-cost"
@@ -186,7 +184,7 @@ class Router:
     def known(self, target: Target) -> _Known:
         """Return what is known of a deployment that is asked now."""
         one = self._known.get(target.deployment)
-        if one is not None and (one.target.provider, one.target.model) == (target.provider, target.model):
+        if one is not None and (one.target is target or _same_model(one.target, target)):
             self._known.move_to_end(target.deployment)
             return one
         one = self._known[target.deployment] = _Known(target)  # also when the id stands for another model now
@@ -217,6 +215,16 @@ class Router:
             if not one.in_flight:
                 del self._known[name]
                 return
+
+
+@lru_cache(maxsize=256)
+def _limits(attempts: int, retries: int, fallback_on: tuple[FallbackOn, ...]) -> Limits:
+    """Return what bounds the attempts of a request: the same for every request to a group."""
+    return Limits(attempts=attempts, retries=retries, fallback_on=frozenset([_KINDS[kind] for kind in fallback_on]))
+
+
+def _same_model(one: Target, other: Target) -> bool:
+    return (one.provider, one.model) == (other.provider, other.model)
 
 
 class Route:
@@ -261,7 +269,8 @@ class Route:
         self._expect(target)
         self._sent = self._router.known(target)
         self._sent.in_flight += 1
-        self._sent.cooldown.sent(self._router.now_us(), probe=self._probe)
+        if self._probe:
+            self._sent.cooldown.sent(self._router.now_us(), probe=True)
 
     def answered(self, target: Target, *, latency_us: int | None = None) -> None:
         """Note an answer; `latency_us` is the time to its first token, or to the whole where that is all there is."""
@@ -305,6 +314,13 @@ class Route:
             case Retry(choice=following, wait_ms=wait_ms):
                 return self._go(following, "retry", wait_ms)
 
+    def broke(self, target: Target) -> None:
+        """Note that an answer broke off when the client had seen some of it: nobody else is asked, nor reserved."""
+        now_us = self._router.now_us()
+        one, probe = self._ended(target)
+        one.faults += 1
+        one.cooldown.failed(now_us, probe=probe)
+
     def left(self, target: Target) -> None:
         """Note that the attempt ended without a verdict: the client left, it was cut, or we refused it."""
         one, probe = self._ended(target)
@@ -312,10 +328,10 @@ class Route:
 
     def _go(self, choice: Choice, reason: Literal["first", "retry", "fallback"], wait_ms: int = 0) -> Go:
         if reason != "retry":
-            self._left = [one for one in self._left if one.target != choice.target]
+            self._left = [one for one in self._left if one is not choice and one.target != choice.target]
         self._current = choice
         cooldown = self._router.known(choice.target).cooldown
-        self._probe = cooldown.reserve(self._router.now_us(), wait_us=wait_ms * 1000)
+        self._probe = not cooldown.ready and cooldown.reserve(self._router.now_us(), wait_us=wait_ms * 1000)
         return Go(target=choice.target, reason=reason, wait_ms=wait_ms)
 
     def _sort(self) -> None:

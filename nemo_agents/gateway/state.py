@@ -18,6 +18,7 @@ from msgspec import Struct
 from nemo_agents.admin.wire import SpikeStatus
 from nemo_agents.errors import Code
 from nemo_agents.gateway.cache import AnswerCache
+from nemo_agents.gateway.departure import Lookout
 from nemo_agents.gateway.homefiles import HomeSecrets
 from nemo_agents.gateway.keyring import KeyRing
 from nemo_agents.gateway.limiter.base import Limiter
@@ -37,7 +38,7 @@ from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunCaps
 from nemo_agents.policy.limits import WINDOW_US, RateScope
 from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.routing import Deployment, Target, by_group, configured_deployments, resolve
+from nemo_agents.policy.routing import Deployment, Target, by_group, configured_deployments, resolve, names_of
 
 __all__ = ["RUN_ALERT_AT", "CutOff", "Gateway", "InFlight", "Settled"]
 
@@ -95,6 +96,7 @@ class Gateway:
     fleets: dict[str, FleetRecord] = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     in_flight: set[InFlight] = field(default_factory=set)  # calls are in it from before their send, so as to be cut
+    lookout: Lookout = field(default_factory=Lookout)  # has the clients of long calls watched
     applying: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is in the store and here changes together
     catch_up: Callable[[], Awaitable[None]] | None = None  # apply what others have changed, where others can
     look: Callable[[], Awaitable[None]] | None = None  # the same for a request, which may have to wait its turn
@@ -246,7 +248,10 @@ class Gateway:
     def rate_scopes(self, grant: Grant, now_us: int, model: str | None = None) -> tuple[RateScope, ...]:
         """Return the rate limits that a request of this grant counts against: role, fleet, and the model's of it."""
         standing = self._standing_of(grant, now_us)
-        of_model = standing.of_models.get(model) if model is not None else None
+        of_model = None
+        if model is not None and standing.of_models:
+            names = names_of(model, provider_of=self.prices.provider_of, groups=self.groups(grant.fleet))
+            of_model = next((standing.of_models[name] for name in names if name in standing.of_models), None)
         return standing.rates if of_model is None else (*standing.rates, of_model)
 
     def budget_scopes(self, grant: Grant, *, run_id: str | None, caps: RunCaps, now_us: int) -> tuple[BudgetScope, ...]:

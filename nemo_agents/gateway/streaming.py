@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import start_stream
@@ -88,7 +89,9 @@ async def relay_stream(
     failure: Refusal | None = None
     out.client.watch()
     try:
-        if not hold_back:
+        if hold_back:
+            out.begin()
+        else:
             await out.start()
         await _pump(response, reading, out, hold_back=hold_back)
         if tally.error is None and not tally.ended:
@@ -104,7 +107,7 @@ async def relay_stream(
         failure = None if tally.said_done else _broken("the client left, and the provider did not finish in time")
     gone = out.client.gone
     broke = failure.message if failure is not None else tally.error
-    if hold_back and broke is not None and not tally.visible and not gone:
+    if hold_back and broke is not None and not tally.visible and not out.shown and not gone:
         out.forget()
         return Failure(status=None, message=broke, sent=True, timed_out=timed_out)
     if reading.translation is not None and broke is None:
@@ -125,6 +128,7 @@ class Outlet:
         self.client = client
         self.ttft_us: int | None = None
         self.kept: bytearray | None = None  # what was sent, where it is to be kept and not too much for that
+        self.shown = False  # whether the client has got any event, which only one provider's stream can go on from
         self._held = bytearray()
         self._heartbeat_s = heartbeat_s
         self._loop = asyncio.get_running_loop()
@@ -153,7 +157,7 @@ class Outlet:
 
     async def write(self, data: bytes, *, hold: bool = False) -> None:
         """Send events on, with what was held back before them; with `hold`, hold them back as well."""
-        if hold and len(self._held) + len(data) <= _HELD_BACK_MAX_BYTES:
+        if hold and not self.shown and len(self._held) + len(data) <= _HELD_BACK_MAX_BYTES:
             self._held += data
             self.begin()
             return
@@ -162,6 +166,7 @@ class Outlet:
             self._held.clear()
         if not data:
             return
+        self.shown = True
         if not self._x.started:
             await self.start()
         await self._put(data, last=False)
@@ -268,17 +273,18 @@ async def _pump(response: ProviderResponse, reading: Reading, out: Outlet, *, ho
     splitter, tally = SseSplitter(), reading.tally
     silence = _Silence(reading.first_s, reading.between_s)
     try:
-        async with out.client.patience(), silence.deadline:
-            async for chunk in response.chunks:
-                data, said = _visible(splitter.feed(chunk), reading)
-                if tally.visible:
-                    out.mark_first()
-                    if said:
-                        silence.said()
-                await out.write(data, hold=hold_back and not tally.visible)
-                if reading.meter.reached(tally) and not tally.finished:
-                    raise _HoldUsedUp
-                silence.waiting()
+        with out.client:
+            async with silence.deadline:
+                async for chunk in response.chunks:
+                    data, said = _visible(splitter.feed(chunk), reading)
+                    if tally.visible:
+                        out.mark_first()
+                        if said:
+                            silence.said()
+                    await out.write(data, hold=hold_back and not tally.visible)
+                    if reading.meter.reached(tally) and not tally.finished:
+                        raise _HoldUsedUp
+                    silence.waiting()
     except TimeoutError:
         if not silence.deadline.expired() or out.client.gone:
             raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.exchange import Denied, Exchange
@@ -21,8 +22,7 @@ _OWN_PREFIX: Final = "nemo_"
 _OWN_FIELDS: Final = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class Way(Struct, frozen=True, kw_only=True):
     """How a request is told to a provider. `body` is what the provider reads, but for its own name of the model.
 
     `translation` is None where the provider speaks the client's wire.
@@ -73,6 +73,11 @@ class Ways:
 
     def passable(self, targets: Sequence[Target]) -> Sequence[Target]:
         """Return the targets that have words for the request. Raises Denied when none has."""
+        if len(targets) == 1:
+            way = self.to(targets[0])
+            if isinstance(way, Refusal):
+                raise Denied(way)
+            return targets
         ways = [(target, self.to(target)) for target in targets]
         passing = [target for target, way in ways if isinstance(way, Way)]
         if not passing:

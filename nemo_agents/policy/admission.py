@@ -22,6 +22,7 @@ __all__ = [
     "budget_name",
     "budget_refusal",
     "check_tools",
+    "least_left",
     "other_models",
     "past_alert",
     "run_refusal",
@@ -188,6 +189,12 @@ def run_refusal(refused: RunRefused) -> Refusal:
     else:
         message, limit = "This run was stopped. Start a new run to go on.", "stopped"
     return Refusal(status=403, code=Code.RUN_STOPPED, message=message, scope="run", limit=limit)
+
+
+def least_left(balances: Sequence[Balance]) -> int | None:
+    """Return the nanos that are left in the tightest of the budgets that refuse; None when there is none."""
+    left = [nanos for balance in balances if (nanos := balance.left_nanos) is not None]
+    return min(left) if left else None
 
 
 def past_alert(balances: Sequence[Balance]) -> str | None:

@@ -92,6 +92,19 @@ _BEYOND_TEXT: Final = (
     *PROVIDER_TOOL_FIELDS,
 )
 _BEYOND_TEXT_NAMES: Final = frozenset(_BEYOND_TEXT)
+# Every field that is looked at beside the messages: a request that has none of them is what its messages are.
+_LOOKED_AT: Final = _BEYOND_TEXT_NAMES | {
+    "audio",
+    "cache_control",
+    "context_management",
+    "inference_geo",
+    "input",
+    "modalities",
+    "prompt",
+    "service_tier",
+    "system",
+    "tools",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +158,8 @@ def content_of(body: Mapping[str, Any]) -> Content:
     Not bounded are: files (a provider bills their text and a picture of each page), images and sound by reference
     alone, tools of the provider's, and content of kinds unknown here.
     """
+    if _LOOKED_AT.isdisjoint(body) and _all_plain(body.get("messages")):
+        return TEXT_ONLY
     found = _Found()
     found.unbounded = _walk(body, found)
     return found.content()
@@ -247,7 +262,7 @@ def _tools(body: Mapping[str, Any], found: _Found) -> str | None:
 
 def _messages(body: Mapping[str, Any], found: _Found) -> str | None:
     messages = body.get("messages")
-    if isinstance(messages, list) and all(_plain(message) for message in messages):
+    if _all_plain(messages):
         return None
     for where, message in _objects(messages, "messages"):
         if message.get("audio") is not None:  # an earlier spoken answer, by its id
@@ -260,14 +275,16 @@ def _messages(body: Mapping[str, Any], found: _Found) -> str | None:
     return None
 
 
-def _plain(message: Any) -> bool:
-    """Say whether a message is a text and nothing that could be more; false says nothing."""
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("content"), str)
-        and "audio" not in message
-        and "cache_control" not in message
-    )
+def _all_plain(messages: Any) -> bool:
+    """Say whether each message is a text and nothing that could be more; false says nothing."""
+    if not isinstance(messages, list):
+        return messages is None
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return False
+        if "audio" in message or "cache_control" in message:
+            return False
+    return True
 
 
 def _items(body: Mapping[str, Any], found: _Found) -> str | None:

@@ -63,6 +63,11 @@ class Cooldown:
         return "cooling" if now_us < self._until_us else "probing"
 
     @property
+    def ready(self) -> bool:
+        """Whether it is ready, at any time: nothing has to be reserved or told of a call then but how it ended."""
+        return self._until_us is None
+
+    @property
     def faults_in_a_row(self) -> int:
         """How many of the latest calls in a row were faults, while ready."""
         return self._in_a_row
@@ -107,7 +112,8 @@ class Cooldown:
             self._until_us = max(self._until_us, asked_us or 0)
             return
         self._in_a_row += 1
-        calls, faults = self._count(now_us, 1)
+        self._count(now_us, 1)
+        calls, faults = sum(slot[1] for slot in self._slots), sum(slot[2] for slot in self._slots)
         if asked_us is not None:
             self._until_us = asked_us
         elif self._in_a_row >= _IN_A_ROW or (calls >= _CALLS_MIN and faults * 2 > calls):
@@ -129,13 +135,14 @@ class Cooldown:
         self._failed_probes = self._in_a_row = 0
         self._slots.clear()
 
-    def _count(self, now_us: int, faults: int) -> tuple[int, int]:
-        """Count a call and return the calls and faults of the last 60 seconds, to within a slot."""
+    def _count(self, now_us: int, faults: int) -> None:
+        """Count a call; what is kept are the calls and faults of the last 60 seconds, to within a slot."""
         number = now_us // _SLOT_US
-        while self._slots and self._slots[0][0] <= number - _SLOTS:
-            self._slots.popleft()
-        if not self._slots or self._slots[-1][0] != number:
-            self._slots.append([number, 0, 0])
-        self._slots[-1][1] += 1
-        self._slots[-1][2] += faults
-        return sum(slot[1] for slot in self._slots), sum(slot[2] for slot in self._slots)
+        slots = self._slots
+        if not slots or slots[-1][0] != number:
+            while slots and slots[0][0] <= number - _SLOTS:
+                slots.popleft()
+            slots.append([number, 0, 0])
+        latest = slots[-1]
+        latest[1] += 1
+        latest[2] += faults

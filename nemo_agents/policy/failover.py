@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from msgspec import Struct
+
 from nemo_agents.policy.faults import Fault, FaultKind, kind_of_refusal
 from nemo_agents.policy.routing import Target, fallback_on
 from nemo_agents.policy.selection import Choice
@@ -31,8 +33,7 @@ WAIT_MS_MAX: Final = 8_000
 _BACK_OFF_MS: Final = 250
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """What bounds the attempts of one request.
 
     `retries` is how often one deployment is asked again, `attempts` how many attempts there are in all. `fallback_on`

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import unquote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
@@ -31,11 +33,13 @@ _LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_CAPS = RunCaps()
+_OURS: Final = frozenset({h.RUN_NAME, h.STEP, h.PARENT_STEP, h.RUN_BUDGET, h.RUN_MAX_CALLS})
+_ALIASES: Final = frozenset(h.RUN_ALIASES)
+_BODY_SESSIONS: Final = frozenset({"litellm_session_id", "litellm_trace_id", "session_id"})
 _MAX_CALLS = re.compile(r"[1-9][0-9]{0,8}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRef:
+class RunRef(Struct, frozen=True, kw_only=True):
     """The run and step of a call. `run_id` is None for a call without any grouping."""
 
     run_id: str | None
@@ -61,6 +65,8 @@ def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refu
         )
     elif _is_taken(run_id):
         return _bad(h.RUN_ID, f"`last` and ids beginning with {REQUEST_ID_PREFIX} have a meaning of their own")
+    if _OURS.isdisjoint(headers):
+        return RunRef(run_id=run_id, name=name)
     labels: dict[str, str] = {}
     for header in (h.RUN_NAME, h.STEP, h.PARENT_STEP):
         if header in headers:
@@ -108,23 +114,22 @@ def _foreign_run(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[s
 
 
 def _foreign_id(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
-    for header in h.RUN_ALIASES:
-        if headers.get(header):
+    if not _ALIASES.isdisjoint(headers):
+        for header in h.RUN_ALIASES:
+            if headers.get(header):
+                return headers[header]
+    for header in headers:
+        if header.endswith("-session-id") and headers[header] and _VENDOR_SESSION.fullmatch(header):
             return headers[header]
-    for header, value in headers.items():
-        if value and header.endswith("-session-id") and _VENDOR_SESSION.fullmatch(header):
-            return value
     metadata = body.get("metadata")
-    in_body: tuple[object, ...] = (
-        body.get("litellm_session_id"),
-        body.get("litellm_trace_id"),
-        metadata.get("session_id") if isinstance(metadata, dict) else None,
-        body.get("session_id"),
-    )
-    for named in in_body:
-        if isinstance(named, str) and named:
-            return named
-    match = _TRACEPARENT.fullmatch(headers.get(h.TRACEPARENT, ""))
+    in_metadata = metadata.get("session_id") if isinstance(metadata, dict) else None
+    if in_metadata is not None or not _BODY_SESSIONS.isdisjoint(body):
+        litellm = (body.get("litellm_session_id"), body.get("litellm_trace_id"))
+        for named in (*litellm, in_metadata, body.get("session_id")):
+            if isinstance(named, str) and named:
+                return named
+    traceparent = headers.get(h.TRACEPARENT)
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
     return match[1] if match else None
 
 

@@ -16,7 +16,17 @@ from nemo_agents.errors import Code
 from nemo_agents.policy.budgets import BudgetRule, LoopRule, ModelLimit
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["Grant", "KeySecret", "compose_key", "hide_keys", "mask_key", "mint", "parse_public_id", "usable"]
+__all__ = [
+    "Grant",
+    "KeySecret",
+    "claimed_public_id",
+    "compose_key",
+    "hide_keys",
+    "mask_key",
+    "mint",
+    "parse_public_id",
+    "usable",
+]
 
 _BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -88,6 +98,12 @@ def mint(choose: Callable[[str], str]) -> tuple[str, str]:
     """
     public_id = "".join(choose(_BASE32) for _ in range(10))
     return public_id, compose_key(public_id, "".join(choose(_BASE62) for _ in range(32)))
+
+
+def claimed_public_id(key: str) -> str | None:
+    """Return the public id that a text claims, which may be no key for all that: only its digest tells."""
+    match = _KEY.fullmatch(key)
+    return None if match is None else match[1]
 
 
 def parse_public_id(key: str) -> str | None:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from msgspec import Struct
+
 from nemo_agents.policy.rates import (
     ALLOWED,
     WINDOW_US,
@@ -49,6 +51,7 @@ __all__ = [
 
 OWN_ENTRY_LIMIT_MAX: Final = 1_000
 """Up to this limit every charge has an entry of its own, and a window about as many entries at most."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -118,12 +121,16 @@ class RateWindow:
 
     def remaining(self, now_us: int, limit: int) -> int:
         """Return what fits now, never negative."""
-        return max(0, limit - self.used(now_us))
+        if now_us > self._now_us:
+            self._advance(now_us)
+        return max(0, limit - self._used)
 
     def reset_us(self, now_us: int) -> int:
         """Return the microseconds until the window is empty, if nothing else is charged."""
         if now_us > self._now_us:
             self._advance(now_us)
+        if self._entries and (latest := self._entries[-1]).weight:
+            return latest.at_us + self._window_us - now_us
         for entry in reversed(self._entries):
             if entry.weight:
                 return entry.at_us + self._window_us - now_us
@@ -161,8 +168,7 @@ class _Meter:
     in_flight: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class Admitted(Struct, frozen=True, kw_only=True):
     """The request is counted in every scope. `shadowed` is what limits in mode shadow would have answered."""
 
     at_us: int
@@ -241,14 +247,19 @@ class RateWindows:
 
     def admit_tokens(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> TokenCharge | Refusal:
         """Charge an estimate of a call's tokens; settle it when the call is over, with 0 if nothing was sent."""
-        weight = max(1, tokens)
+        return _charge_tokens(now_us, scopes, self._pairs(now_us, scopes), tokens)
+
+    def enter(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> tuple[SlotLease, TokenCharge] | Refusal:
+        """Do both, `acquire` and then `admit_tokens`, or neither."""
         pairs = self._pairs(now_us, scopes)
-        answers = [meter.tokens.check(now_us, weight, scope.tpm) for scope, meter in pairs]
-        refusal, shadowed = judge("tpm", scopes, answers, weight=weight)
-        if refusal is not None:
-            return refusal
-        parts = [(meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm)) for scope, meter in pairs]
-        return TokenCharge(tokens=weight, parts=parts, shadowed=shadowed)
+        slot = _acquire(scopes, pairs)
+        if isinstance(slot, Refusal):
+            return slot
+        charge = _charge_tokens(now_us, scopes, pairs, tokens)
+        if isinstance(charge, Refusal):
+            self.release(slot)
+            return charge
+        return slot, charge
 
     def settle_tokens(self, charge: TokenCharge, actual: int) -> None:
         """Replace the estimate by the actual use, at the time of the charge; beyond the limit is a debt."""
@@ -261,13 +272,7 @@ class RateWindows:
 
     def acquire(self, now_us: int, scopes: Sequence[RateScope]) -> SlotLease | Refusal:
         """Count one more call in flight in every scope, or in none; release the lease when it is over."""
-        meters = [meter for _, meter in self._pairs(now_us, scopes)]
-        refusal, shadowed = judge_parallel(scopes, [meter.in_flight for meter in meters])
-        if refusal is not None:
-            return refusal
-        for meter in meters:
-            meter.in_flight += 1
-        return SlotLease(meters=meters, shadowed=shadowed)
+        return _acquire(scopes, self._pairs(now_us, scopes))
 
     def release(self, lease: SlotLease) -> None:
         """End a call in flight."""
@@ -281,12 +286,12 @@ class RateWindows:
         meter = self._meters.get((kind, scope_id))
         return (0, 0) if meter is None else (meter.requests.used(now_us), meter.tokens.used(now_us))
 
-    def readings(self, now_us: int, scopes: Sequence[RateScope]) -> tuple[Reading, ...]:
-        """Return where every limit of requests and tokens stands."""
+    def readings(self, now_us: int, scopes: Sequence[RateScope], *, requests: bool = True) -> tuple[Reading, ...]:
+        """Return where every limit of requests and tokens stands; those of requests only where they are wanted."""
         readings: list[Reading] = []
         for scope in scopes:
             meter = self._meters.get(scope.key)
-            if scope.rpm is not None:
+            if requests and scope.rpm is not None:
                 window = None if meter is None else meter.requests
                 readings.append(_reading(window, now_us, "requests", scope.rpm, "rpm" in scope.shadow))
             if scope.tpm is not None:
@@ -319,6 +324,28 @@ class RateWindows:
         return meter
 
 
+def _acquire(scopes: Sequence[RateScope], pairs: Sequence[tuple[RateScope, _Meter]]) -> SlotLease | Refusal:
+    meters = [meter for _, meter in pairs]
+    refusal, shadowed = judge_parallel(scopes, [meter.in_flight for meter in meters])
+    if refusal is not None:
+        return refusal
+    for meter in meters:
+        meter.in_flight += 1
+    return SlotLease(meters=meters, shadowed=shadowed)
+
+
+def _charge_tokens(
+    now_us: int, scopes: Sequence[RateScope], pairs: Sequence[tuple[RateScope, _Meter]], tokens: int
+) -> TokenCharge | Refusal:
+    weight = max(1, tokens)
+    answers = [meter.tokens.check(now_us, weight, scope.tpm) for scope, meter in pairs]
+    refusal, shadowed = judge("tpm", scopes, answers, weight=weight)
+    if refusal is not None:
+        return refusal
+    parts = [(meter.tokens, meter.tokens.charge(now_us, weight, scope.tpm)) for scope, meter in pairs]
+    return TokenCharge(tokens=weight, parts=parts, shadowed=shadowed)
+
+
 def _reading(
     window: RateWindow | None,
     now_us: int,
@@ -328,9 +355,8 @@ def _reading(
 ) -> Reading:
     if window is None:
         return Reading(what=what, limit=limit, remaining=limit, reset_us=0, shadow=shadow)
-    left = limit - window.used(now_us)
-    reset_us = window.reset_us(now_us)
-    return Reading(what=what, limit=limit, remaining=left if left > 0 else 0, reset_us=reset_us, shadow=shadow)
+    remaining = window.remaining(now_us, limit)
+    return Reading(what=what, limit=limit, remaining=remaining, reset_us=window.reset_us(now_us), shadow=shadow)
 
 
 def _idle(meter: _Meter, now_us: int) -> bool:

@@ -10,7 +10,7 @@ here as well, because nobody prices a call without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nemo_agents.policy.content import PROVIDER_TOOL_FIELDS, TEXT_ONLY, Content, content_boundable, content_of
@@ -87,10 +87,15 @@ class Rates:
     audio_output: int | None = None
     image_input: int | None = None
     cached_image: int | None = None
+    text_most: int = field(init=False, repr=False, compare=False)  # however a token of text is billed, but for an hour
+    output_most: int = field(init=False, repr=False, compare=False)  # however one of a written answer is
 
     def __post_init__(self) -> None:
         if min(self._all()) < 0:
             raise ValueError(f"a price is at least 0: {self}")
+        # Worked out once: every call asks for them.
+        object.__setattr__(self, "text_most", max(self.input, self.cached_input, self.cache_write))
+        object.__setattr__(self, "output_most", max(self.output, self.reasoning or 0))
 
     def _all(self) -> list[int]:
         optional = (
@@ -139,7 +144,9 @@ class TieredRates(Rates):
 
     def within_reach(self, input_tokens_max: int) -> Sequence[Rates]:
         """Return every set of rates that a call of at most this much input can be billed at."""
-        return [self, *(tier for tier in self.tiers if tier.above < input_tokens_max)]
+        if not self.tiers:
+            return (self,)
+        return (self, *[tier for tier in self.tiers if tier.above < input_tokens_max])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +171,12 @@ class Price(TieredRates):
     image_tokens_max: int = IMAGE_TOKENS_MAX
     image_tokens_low: int = IMAGE_TOKENS_MAX
     service_tiers: tuple[ServiceTier, ...] = ()
+    also_standard: tuple[ServiceTier, ...] = field(init=False, repr=False, compare=False)  # the usual tier by its names
 
     def __post_init__(self) -> None:
         TieredRates.__post_init__(self)
+        named = tuple([tier for tier in self.service_tiers if tier.name in _STANDARD_TIERS])
+        object.__setattr__(self, "also_standard", named)
         if min(self.request_nanos, self.image_nanos) < 0:
             raise ValueError(f"a price is at least 0: {self}")
         if not 0 <= self.image_tokens_low <= self.image_tokens_max:
@@ -192,20 +202,30 @@ def upper_bound_nanos(price: Price, input_tokens_max: int, output_tokens_max: in
     """
     if input_tokens_max < 0 or output_tokens_max < 0:
         raise ValueError("token bounds are at least 0")
+    if content is TEXT_ONLY:
+        return price.request_nanos + _per_mtok(_dearest_text(price, input_tokens_max, output_tokens_max))
     dearest = 0
     options, factor = _billed_as(price, content.service_tier)
     images = price.image_tokens(content)
     total = input_tokens_max + images + content.audio_tokens
     for rates in [rates for option in options for rates in option.within_reach(total)]:
-        text = max(rates.input, rates.cached_input, rates.cache_write)
-        if content.long_cache:
-            text = max(text, rates.hour_write)
+        text = max(rates.text_most, rates.hour_write) if content.long_cache else rates.text_most
         image = max(text, rates.image_input or 0, rates.cached_image or 0)
         sound = max(text, rates.audio_input or 0, rates.cached_audio or 0)
-        output = max(rates.output, rates.reasoning or 0, (rates.audio_output or 0) if content.audio_output else 0)
+        output = max(rates.output_most, (rates.audio_output or 0) if content.audio_output else 0)
         product = text * input_tokens_max + image * images + sound * content.audio_tokens + output * output_tokens_max
         dearest = max(dearest, product)
     return _beside_tokens(price, content) + _per_mtok(dearest * factor)
+
+
+def _dearest_text(price: Price, input_tokens_max: int, output_tokens_max: int) -> int:
+    """Return the dearest product of tokens and rates for text and nothing else, which is what most calls are."""
+    dearest = 0
+    for option in (price, *price.also_standard):
+        for rates in option.within_reach(input_tokens_max):
+            product = rates.text_most * input_tokens_max + rates.output_most * output_tokens_max
+            dearest = max(dearest, product)
+    return dearest
 
 
 def cost_nanos(price: Price, usage: Usage, content: Content = TEXT_ONLY) -> int:
@@ -215,7 +235,7 @@ def cost_nanos(price: Price, usage: Usage, content: Content = TEXT_ONLY) -> int:
     tier, the dearest counts that `content` asked for.
     """
     options, factor = _billed_as(price, usage.service_tier or content.service_tier, served=usage.service_tier)
-    product = max(_product(option.rates_for(usage.input_tokens), usage) for option in options)
+    product = max([_product(option.rates_for(usage.input_tokens), usage) for option in options])
     return _beside_tokens(price, content) + _per_mtok(product * factor)
 
 
@@ -275,13 +295,15 @@ def _billed_as(price: Price, tier: str | None, *, served: str | None = None) -> 
     What was asked for may be served as less: the standard rates always count with it, also those that a table has under
     a name. What was served (`served`) and has a price is billed at just that.
     """
+    standard = (price, *price.also_standard)
+    if tier is None:
+        return standard, 1
     listed = [one for one in price.service_tiers if one.name == tier]
     if listed and served == tier:
         return listed, 1
-    standard = [price, *(one for one in price.service_tiers if one.name in _STANDARD_TIERS)]
     if listed:
         return [*standard, *listed], 1
-    if tier is None or tier in _STANDARD_TIERS or tier in _NO_DEARER_TIERS:
+    if tier in _STANDARD_TIERS or tier in _NO_DEARER_TIERS:
         return standard, 1
     if price.service_tiers:
         return [price, *price.service_tiers], _factor_beyond(price)

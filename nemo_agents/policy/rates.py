@@ -96,7 +96,7 @@ def judge(
 
     The refusal is of the scope that takes longest: waiting that long is enough for all of them.
     """
-    if all([answer is ALLOWED for answer in answers]):
+    if answers.count(ALLOWED) == len(answers):
         return None, ()
     slowest: tuple[RateScope, Wait | Never] | None = None
     shadowed: list[Refusal] = []
@@ -112,8 +112,6 @@ def judge(
 
 def judge_parallel(scopes: Sequence[RateScope], in_flight: Sequence[int]) -> tuple[Refusal | None, tuple[Refusal, ...]]:
     """Return the refusal of one more call beside those in flight, and those of limits in mode shadow."""
-    if all([scope.max_parallel is None for scope in scopes]):
-        return None, ()
     refusal: Refusal | None = None
     shadowed: list[Refusal] = []
     for scope, flying in zip(scopes, in_flight, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from nemo_agents.errors import Code
@@ -21,6 +22,7 @@ __all__ = [
     "duplicate_in",
     "fallback_on",
     "group_in",
+    "names_of",
     "options_of",
     "resolve",
 ]
@@ -114,7 +116,7 @@ def resolve(
         place = _place(asked, provider_of, available, stand_in, key_env_of)
         if isinstance(place, _Missing):
             return _not_found(asked, [place.why], group=False)
-        return (Target(provider=place[0], model=place[1]),)
+        return _by_name(*place)
     targets: list[Target] = []
     missing: list[str] = []
     for one in sorted(deployments, key=lambda deployment: deployment.order):
@@ -133,6 +135,12 @@ def resolve(
             )
         )
     return tuple(targets) or _not_found(asked, missing, group=True)
+
+
+@lru_cache(maxsize=1024)
+def _by_name(provider: str, model: str) -> tuple[Target, ...]:
+    """Return where a model is asked for by its own name: the same value each time, which is then told by identity."""
+    return (Target(provider=provider, model=model),)
 
 
 def configured_deployments(groups: Iterable[ModelGroup]) -> tuple[Deployment, ...]:
@@ -236,12 +244,20 @@ def _shown(name: str) -> str:
     return text if len(name) <= 100 else text + "…"
 
 
-def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str], str | None] | None = None) -> bool:
+def allowed(
+    asked: str,
+    allow_list: Sequence[str],
+    *,
+    provider_of: Callable[[str], str | None] | None = None,
+    groups: Container[str] = (),
+) -> bool:
     """Say whether a model or group may be asked for; an empty list allows every one, as LiteLLM's does.
 
     An entry is an exact name, the same model with or without its provider, or a beginning followed by `*`.
     With `provider_of` a bare name, asked for or in the list, means the model of the provider that it goes to: it
     matches `provider/*`, and not the same name at another provider, which may be another model at another price.
+    `groups` are the names of model groups. One that is a model's name as well means the group: whoever may ask for it
+    may not ask for the model behind the group's back, and neither the other way round.
     """
     if not allow_list:
         return True
@@ -249,14 +265,26 @@ def allowed(asked: str, allow_list: Sequence[str], *, provider_of: Callable[[str
         return False
     if asked in allow_list:
         return True
-    names = [asked]
+    names = names_of(asked, provider_of=provider_of, groups=groups)
+    return any(_matches(names, entry, strict=provider_of is not None) for entry in allow_list)
+
+
+def names_of(
+    asked: str, *, provider_of: Callable[[str], str | None] | None, groups: Container[str] = ()
+) -> tuple[str, ...]:
+    """Return the names of what is asked for: that one, then the same model with its provider, or without.
+
+    A model group has one name. Without `provider_of` every provider's model is taken for the one of its bare name.
+    """
+    if asked in groups:
+        return (asked,)
     provider, slash, bare = asked.partition("/")
     if slash and provider and bare:
-        if provider_of is None or provider_of(bare) == provider:
-            names.append(bare)
+        if bare not in groups and (provider_of is None or provider_of(bare) == provider):
+            return asked, bare
     elif provider_of is not None and (known := provider_of(asked)) is not None:
-        names.append(f"{known}/{asked}")
-    return any(_matches(names, entry, strict=provider_of is not None) for entry in allow_list)
+        return asked, f"{known}/{asked}"
+    return (asked,)
 
 
 def _matches(names: Sequence[str], entry: str, *, strict: bool) -> bool:

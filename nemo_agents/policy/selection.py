@@ -7,8 +7,11 @@ says. What has too small a context for the request is passed over, and what is c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from nemo_agents.groups import Strategy
 from nemo_agents.policy.routing import Target
@@ -36,8 +39,7 @@ class Candidate:
     cost_nanos: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(Struct, frozen=True, kw_only=True):
     """A deployment in its place: those of a lower stage are asked first."""
 
     target: Target

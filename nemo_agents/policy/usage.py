@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 __all__ = ["Usage", "usage_from_anthropic", "usage_from_gemini", "usage_from_openai"]
 
@@ -13,8 +14,7 @@ _COUNT_MAX: Final = 10**12
 _TIER_LENGTH_MAX: Final = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Struct, frozen=True, kw_only=True):
     """Tokens of one call.
 
     `cached_tokens` and `cache_write_tokens` are disjoint parts of `input_tokens`; `cache_write_1h_tokens` is a part of
@@ -161,21 +161,25 @@ def _read(obj: Mapping[str, object], *, output: bool, tier: str | None) -> Usage
     given_output = _count(obj, "completion_tokens", "output_tokens") if output else 0
     total = _count(obj, "total_tokens")
     output_details = _details(obj, "completion_tokens_details", "output_tokens_details")
-    reasoning = _count(output_details, "reasoning_tokens") or 0
+    reasoning = (_count(output_details, "reasoning_tokens") or 0) if output_details else 0
     output_tokens = _output(given_input, given_output, total, reasoning)
     if output_tokens is None or reasoning > output_tokens:
         return None
     input_details = _details(obj, "prompt_tokens_details", "input_tokens_details")
-    cached = _count(input_details, "cached_tokens")
+    cached = written = None
+    heard = seen = spoken = 0
+    if input_details:
+        cached = _count(input_details, "cached_tokens")
+        written = _count(input_details, "cache_write_tokens", "cache_creation_tokens")
+        heard = min(_count(input_details, "audio_tokens") or 0, given_input)
+        seen = min(_count(input_details, "image_tokens") or 0, given_input - heard)
+    if output_details:
+        spoken = min(_count(output_details, "audio_tokens") or 0, output_tokens - reasoning)
     if cached is None:
         cached = _count(obj, "prompt_cache_hit_tokens") or 0  # DeepSeek
-    written = _count(input_details, "cache_write_tokens", "cache_creation_tokens")
     if written is None:
         written = _count(obj, "cache_creation_input_tokens") or 0  # Anthropic's models behind a translation
     written = min(written, given_input)
-    heard = min(_count(input_details, "audio_tokens") or 0, given_input)
-    seen = min(_count(input_details, "image_tokens") or 0, given_input - heard)
-    spoken = min(_count(output_details, "audio_tokens") or 0, output_tokens - reasoning)
     return Usage(
         input_tokens=given_input,
         output_tokens=output_tokens,

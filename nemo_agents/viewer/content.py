@@ -145,10 +145,19 @@ def _part(part: Any, most: int | None) -> Block:
         arguments = part.get("input", part.get("arguments"))
         return _block("tool_call", _arguments(arguments), most, title=_word(part.get("name"), "tool"))
     if kind in _RESULT_TYPES:
-        result = part.get("content", part.get("output"))
         title = _word(part.get("tool_use_id", part.get("call_id")), "")
-        return _block("tool_result", result if isinstance(result, str) else pretty_json(result), most, title=title)
+        return _block("tool_result", _result(part.get("content", part.get("output"))), most, title=title)
     return _block("json", pretty_json(part), most, title=kind)
+
+
+def _result(result: Any) -> str:
+    """Return what a tool gave back: its text, also where that comes in pieces of text, and JSON for all else."""
+    if isinstance(result, str):
+        return result
+    pieces = result if isinstance(result, list) else []
+    told = [each for each in pieces if isinstance(each, dict) and _word(each.get("type"), "") in _TEXT_TYPES]
+    said = [each["text"] for each in told if isinstance(each.get("text"), str)]
+    return "\n".join(said) if len(said) == len(pieces) > 0 else pretty_json(result)
 
 
 def _tool_call(call: Any, most: int | None) -> Block:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from nemo_agents.admin import wire
 from nemo_agents.viewer import text
+from nemo_agents.viewer.calls import other_model, reason_of
 from nemo_agents.viewer.shadows import shadow_name
 from nemo_agents.viewer.verdict import cause, name_of
 
@@ -63,9 +64,11 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
         count=text.count,
         duration=text.duration,
         name=name_of,
+        other_model=other_model,
         path=_path,
         percent=text.percent,
         plural=text.plural,
+        reason_of=reason_of,
         short_id=text.short_id,
         shadow_name=shadow_name,
         shorten=text.shorten,

@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 from nemo_agents.admin import wire
 from nemo_agents.viewer.callpages import CallPage, call_page
+from nemo_agents.viewer.calls import cost_in_all, unknown_costs
 from nemo_agents.viewer.content import Content, content_of
 from nemo_agents.viewer.shadows import shadow_hint
 from nemo_agents.viewer.timeline import (
@@ -65,7 +66,7 @@ class StepView:
     depth: int
     row: wire.StepRow | None
     bar: Span | None
-    cost_nanos: int
+    cost_nanos: int | None
     duration_us: int | None
     calls: tuple[CallView, ...]
     elsewhere: int
@@ -175,7 +176,7 @@ def arrange(
                 depth=min(depth, MOST_DEPTH),
                 row=row,
                 bar=span(axis, "step", began, ended) if calls or row else None,
-                cost_nanos=sum(call.cost_nanos or 0 for call in calls),
+                cost_nanos=cost_in_all(calls),
                 duration_us=ended - began,
                 calls=tuple(view(call, own) for call in here),
                 elsewhere=len(others),
@@ -197,7 +198,7 @@ def arrange(
         model_time_us=sum(call.latency_us or 0 for call in detail.calls),
         duration_us=None if end_us is None else end_us - run.started_us,
         extra_attempts=sum(max(0, call.attempts - 1) for call in detail.calls),
-        unknown_costs=sum(call.cost_nanos is None and call.state != "open" for call in detail.calls),
+        unknown_costs=unknown_costs(detail.calls),
         step_anchor={step.label: step.number for step in steps if step.label is not None},
     )
 

@@ -29,6 +29,7 @@ __all__ = [
 
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 NOTHING = "\N{EN DASH}"
+_TOO_DEEP = "(nested too deeply to be shown)"
 
 _ID_CHARS = 24  # of an id that somebody chose
 _RANDOM_ID = re.compile(r"((?:s-)?[0-9a-f]{8})[0-9a-f]{24}")  # the SDK's; with `s-` the gateway's, for a foreign id
@@ -59,10 +60,15 @@ def visible(text: str) -> str:
 
 
 def pretty_json(value: Any) -> str:
-    """Write a JSON value over several lines; a value that is no JSON is written as Python shows it."""
+    """Write a JSON value over several lines; a value that is no JSON is written as Python shows it.
+
+    One that is nested deeper than can be written is named so.
+    """
     try:
         return json.dumps(value, indent=2, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except RecursionError:
+        return _TOO_DEEP
+    except (TypeError, ValueError):
         return repr(value)
 
 

@@ -10,6 +10,7 @@ import pytest
 from cli_shell import Shell, make_shell, plain
 from faulty_provider import run_faulty_provider
 
+from nemo_agents import ModelGroup
 from nemo_agents.testing import running_gateway
 
 KEY = "sk-canary-0123456789"
@@ -26,6 +27,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
                 "typo": {"base_url": faulty.root},
             },
             "prices": {"corp/ok": {"input_per_mtok": "1.5", "output_per_mtok": "2"}},
+            "groups": (ModelGroup("of-the-file", ["corp/ok"]), ModelGroup("fast", ["corp/hidden"])),
         }
         home = folder / "home"
         gateway = stack.enter_context(running_gateway(home, settings=settings, environ={"CORP_KEY": KEY}))
@@ -45,7 +47,8 @@ def test_models_shows_groups_providers_and_what_is_lacking(here: Shell):
     done = here.run("models")
     assert (done.code, done.err) == (0, "")
     lines = lines_of(done.out)
-    assert lines["fast"] == "- groq/llama-3.3-70b-versatile (!)"
+    assert lines["fast"] == "- groq/llama-3.3-70b-versatile (!)"  # it goes before the file's group of that name
+    assert lines["of-the-file"] == "- corp/ok"
     assert lines["(!)"] == "groq/llama-3.3-70b-versatile: set GROQ_API_KEY"
     assert lines["corp"].startswith("from CORP_KEY chat http://127.0.0.1:")
     assert lines["typo"].startswith("none needed chat, embeddings http://127.0.0.1:")
@@ -73,7 +76,8 @@ def test_models_as_json_has_everything(here: Shell):
 
 
 def test_models_of_nobody_is_one_line(here: Shell):
-    assert "Provider not found" in here.run("models", "--provider", "nobody").error()
+    said = here.run("models", "--provider", "nobody").error()
+    assert said.startswith("error: there is no provider 'nobody'. There are: corp, typo, ")
 
 
 @pytest.mark.parametrize("columns", [60, 100])

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from clients_bench import SPEAKERS, ClientsBench, clients_bench, gateway_before
-from shapes_provider import ShapesProvider, run_shapes_provider
 
-from nemo_agents.testing import LocalGateway
+pytest.register_assert_rewrite("clients_bench")  # what disagrees is then shown, as in a test
+
+from clients_bench import SPEAKERS, ClientsBench, clients_bench, gateway_before  # noqa: E402 - rewritten first
+from shapes_provider import ShapesProvider, run_shapes_provider  # noqa: E402 - likewise
+
+from nemo_agents.testing import LocalGateway  # noqa: E402 - likewise
 
 
 @pytest.fixture(scope="session")

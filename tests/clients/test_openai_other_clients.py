@@ -29,6 +29,14 @@ def test_embeddings(bench: ClientsBench, speaker: str):
     assert bench.content(rows[0])["prompt"] == [texts]
 
 
+def test_embeddings_of_tokens(bench: ClientsBench):
+    """Frameworks send texts that they have turned into tokens themselves."""
+    answer = bench.openai().embeddings.create(model="native/embedder", input=[[11, 12], [13]])
+    assert len(answer.data) == 2
+    assert bench.sent()["body"]["input"] == [[11, 12], [13]]
+    assert bench.row()["input_tokens"] == 3
+
+
 async def test_the_asynchronous_client_embeds(bench: ClientsBench):
     async with bench.async_openai() as client:
         answer = await client.embeddings.create(model="native/embedder", input="one two")

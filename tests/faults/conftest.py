@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "gateway"))  # the bench of its tests is that of these
+# The bench of the gateway's tests is that of these, and the proofs' gateways in this process serve here as well.
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("gateway", "proof")]
 
 from faults_gateway import FaultBench, WatchedGateway, fault_bench, watched_gateway
 from faulty_provider import FaultyProvider, run_faulty_provider

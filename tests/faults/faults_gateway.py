@@ -1,105 +1,24 @@
-"""A gateway as a process of its own that tells what it holds, and whose clock can be moved.
-
-    python tests/faults/faults_gateway.py HOME < settings.json, then a command a line
-
-It writes one line of JSON when it listens, and one for each command: `measure`, `deployments`, `advance SECONDS`. It
-ends with its input.
-"""
+"""The bench of these tests: a gateway in a process of its own (`faults_process`), before the faulty provider."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ctypes
-import gc
 import json
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+from faulty_provider import FaultyProvider
+from gateway_bench import PRICE, PROVIDER_KEY, Bench, settings_for
 
-from nemo_agents.gateway import server
-from nemo_agents.gateway.rim import SystemClock
-from nemo_agents.gateway.settings import Settings
-from nemo_agents.gateway.state import Gateway
-from nemo_agents.gateway.upstream import HttpProvider
 from nemo_agents.secret import Secret
-
-
-# --- within the process ----------------------------------------------------------------------------------------------
-class MovableClock(SystemClock):
-    """The system's clock, and what was added to it."""
-
-    added_us = 0
-
-    def now_us(self) -> int:
-        return super().now_us() + self.added_us
-
-
-def measure(gateway: Gateway) -> dict[str, Any]:
-    """What the process holds now: its memory without garbage, and whatever could have leaked."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library keeps nothing back, or has no word for it
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    pools = {name: one.pool for name, one in gateway.providers.items() if isinstance(one, HttpProvider)}
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return {
-        "rss_bytes": int(status.partition("VmRSS:")[2].split()[0]) * 1024,
-        "tasks": len(asyncio.all_tasks()),
-        "files": len(os.listdir("/proc/self/fd")),
-        "in_flight": len(gateway.in_flight),
-        "busy": {name: pool.connections - pool.idle for name, pool in pools.items() if pool.connections > pool.idle},
-        "idle": sum(pool.idle for pool in pools.values()),
-        "waiting": sum(pool.waiting for pool in pools.values()),
-    }
-
-
-def deployments(gateway: Gateway) -> dict[str, Any]:
-    """How each deployment that was asked stands."""
-    return {one.deployment: {"state": one.state, "in_flight": one.in_flight} for one in gateway.router.snapshot()}
-
-
-async def main() -> None:
-    home, settings = Path(sys.argv[1]), json.loads(sys.stdin.readline())
-    server.SystemClock = MovableClock  # type: ignore[misc]
-    commands = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    async with server.serve(Settings(home=home, **settings), dict(os.environ)) as running:
-        tell({"url": running.url, "admin_key": running.secrets.admin_key.reveal()})
-        clock = running.gateway.clock
-        assert isinstance(clock, MovableClock)
-        while line := await commands.readline():
-            match line.decode().split():
-                case ["measure"]:
-                    tell(measure(running.gateway))
-                case ["deployments"]:
-                    tell(deployments(running.gateway))
-                case ["advance", seconds]:
-                    clock.added_us += int(float(seconds) * 1e6)
-                    tell({})
-
-
-def tell(what: Any) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=server.new_event_loop) as runner:
-        runner.run(main())
-    sys.exit(0)
-
-# --- before it -------------------------------------------------------------------------------------------------------
-from faulty_provider import FaultyProvider  # noqa: E402 - the process itself needs no test's modules
-from gateway_bench import PRICE, PROVIDER_KEY, Bench, Key, settings_for  # noqa: E402
 
 MIB = 1 << 20
 NO_NAME = ".".join(["x" * 60] * 5) + ".invalid"  # no resolver is asked for a name so long
@@ -132,8 +51,8 @@ class WatchedGateway:
         return found
 
     def state(self, group: str, model: str) -> str:
-        """How the deployment of a model in a group stands."""
-        state: str = self.ask("deployments").get(f"{group}/{model}", {"state": "ready"})["state"]
+        """How a group's deployment of one of the faulty provider's models stands."""
+        state: str = self.ask("deployments").get(f"{group}/faulty/{model}", {"state": "ready"})["state"]
         return state
 
     def advance(self, seconds: float) -> None:
@@ -183,7 +102,7 @@ def short(timeout_s: float) -> dict[str, Any]:
 def running_process(home: Path, settings: Mapping[str, Any]) -> Iterator[WatchedGateway]:
     root = Path(__file__).parents[2]
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root), "FAULTY_API_KEY": PROVIDER_KEY}
-    command = [sys.executable, __file__, str(home)]
+    command = [sys.executable, str(Path(__file__).with_name("faults_process.py")), str(home)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environ, **pipes) as process:
         try:
@@ -216,7 +135,7 @@ class FaultBench(Bench):
         options = {} if retries is None else {"nemo_retries": retries}
         for order, model in enumerate(models):
             params = {"model": model, "order": order}
-            info = {"id": f"{name}/{model.rpartition('/')[2]}", "team_id": self.fleet, **options}
+            info = {"id": f"{name}/{model}", "team_id": self.fleet, **options}
             self.ok("POST", "/model/new", {"model_name": name, "litellm_params": params, "model_info": info})
         return name
 

@@ -37,7 +37,7 @@ class Outcome:
     def answer(self) -> str:
         """What the client gets, as the page says it."""
         if self.absent:
-            return "–"
+            return "-"
         if self.event:
             return "200, then an error event"
         return f"{self.status} `{self.code}`" if self.code else str(self.status)
@@ -230,7 +230,7 @@ def _tables() -> Iterator[str]:
             both = [one for one in (fault.plain, fault.stream) if not one.absent]
             asked = _either(*(str(one.asked) if one.failed else "1" for one in both))
             charged = _either(*(one.charged for one in both))
-            goes_on = _either(*("yes" if one.goes_on else "no" if one.failed else "–" for one in both))
+            goes_on = _either(*("yes" if one.goes_on else "no" if one.failed else "-" for one in both))
             yield f"| {fault.what} | {fault.plain.answer} | {fault.stream.answer} | {asked} | {charged} | {goes_on} |"
         yield ""
 

@@ -1,4 +1,4 @@
-"""Faults that repeat: the deployment is left alone for a while, is asked again, and a storm of refusals costs nothing."""
+"""Faults that repeat: a deployment is left alone for a while and then asked again, and a storm of 429 costs nothing."""
 
 from __future__ import annotations
 

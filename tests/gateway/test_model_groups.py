@@ -233,4 +233,5 @@ def test_a_list_of_models_does_not_name_a_group_for_a_model_of_its_name(bench: B
 def test_a_tool_is_refused_in_the_spelling_of_another_wire(bench: Bench, path: str, body: dict[str, Any]):
     key = bench.key(metadata={"nemo": {"tools": ["search"]}})
     asked = {"model": "faulty/ok", "functions": [{"name": "shell"}], **body}
-    refused(bench.http.post(path, json=asked, headers=key.headers), 403, "tool_not_allowed")
+    answer = bench.http.post(path, json=asked, headers=key.headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "tool_not_allowed")

@@ -1222,6 +1222,45 @@ async def test_closing_refuses_who_comes_and_who_waits_but_not_who_reads(faulty)
         assert provider.pool.connections == 0
 
 
+class Unanswered:
+    """Waits for credentials that nobody gives."""
+
+    async def sign(self, wire: str, method: str, url: str, body: bytes) -> dict[str, Secret]:
+        await asyncio.Event().wait()
+        raise AssertionError((wire, method, url, body))
+
+
+async def test_credentials_have_as_long_as_an_answer(faulty):
+    async with provider_at(faulty.base_url, signer=Unanswered()) as provider:
+        with pytest.raises(UpstreamError, match=r"no credentials were had within 0\.05 s") as caught:
+            await provider.send(request_for(first_byte_timeout_s=0.05))
+    assert (caught.value.sent, caught.value.timed_out) == (False, True)
+
+
+async def test_a_signed_request_s_credentials_are_concealed_in_what_is_said_of_them():
+    """Nothing of a token is in the answer that refuses it, though it came from elsewhere than the configuration."""
+
+    class Token:
+        async def sign(self, wire: str, method: str, url: str, body: bytes) -> dict[str, Secret]:
+            del wire, method, url, body
+            return {"authorization": Secret(f"Bearer {KEY}-signed")}
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 No\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(head), head))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        provider = HttpProvider(name="p", base_url=url, signer=Token())
+        said = await read_all(await provider.send(request_for()), 1 << 20)
+        await provider.close()
+    assert b"authorization: Bearer [concealed]" in said
+    assert KEY.encode() not in said
+
+
 def test_a_provider_belongs_to_one_event_loop(faulty):
     provider = HttpProvider(name="faulty", base_url=faulty.base_url)
 

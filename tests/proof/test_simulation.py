@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from planted import (
 )
 from simulation import FAULTS, WatchedLedger, World, simulate
 
-from nemo_agents.gateway import relay
+from nemo_agents.gateway import attempt, relay
 from nemo_agents.policy.ledger import Settlement
 
 FOUND_WITHIN = 300  # seeds
@@ -88,22 +89,22 @@ def test_it_finds_a_sweeper_that_releases() -> None:
 
 
 def test_it_finds_a_relay_that_believes_a_time_out_to_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "settle_failure", lambda **_: Settlement(kind="void", amount_nanos=0))
+    monkeypatch.setattr(attempt, "settle_failure", lambda **_: Settlement(kind="void", amount_nanos=0))
     finds()
 
 
 def test_it_finds_a_relay_that_settles_a_cut_call_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    settle: Callable[..., Any] = relay._Journey._ended
+    settle: Callable[..., Any] = relay.failed_end
     voided = itertools.count()
 
-    def ended(journey: Any, attempt: Any, failure: Any) -> Any:
-        end = settle(journey, attempt, failure)
-        if journey._flight.cut is None:
+    def ended(x: Any, attempt: Any, failure: Any) -> Any:
+        end = settle(x, attempt, failure)
+        if not any(call.cut for call in x.gateway.in_flight if call.task is asyncio.current_task()):
             return end
         next(voided)
         return type(end)(**{**_fields(end), "settlement": Settlement(kind="void", amount_nanos=0)})
 
-    monkeypatch.setattr(relay._Journey, "_ended", ended)
+    monkeypatch.setattr(relay, "failed_end", ended)
     finds()
     assert next(voided) > 0
 

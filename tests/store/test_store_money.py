@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import asdict
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from store_values import (
     T0,
     Clock,

@@ -199,6 +199,27 @@ IMAGE = "data:image/png;base64," + base64.b64encode(b"\x89PNG ann@example.com").
                 }
             ]
         },
+        {
+            "messages": [
+                {"role": "assistant", "content": [{"type": kind, "id": "t", "name": "f", "input": {"id": MAIL}}]}
+                for kind in ("server_tool_use", "mcp_tool_use")
+            ]
+        },
+        {"messages": [{"role": "assistant", "reasoning_details": [{"type": "reasoning.text", "text": MAIL}]}]},
+        {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"description": MAIL}}}},
+        {"prompt": {"id": "pmpt_1", "variables": {"name": MAIL, "status": {"type": "input_text", "text": MAIL}}}},
+        {"input": [{"type": "additional_tools", "tools": [{"type": "function", "name": "f", "description": MAIL}]}]},
+        {
+            "input": [
+                {"type": "local_shell_call", "call_id": "c", "action": {"type": "exec", "command": ["mail", MAIL]}}
+            ]
+        },
+        {"input": [{"type": "code_interpreter_call", "code": MAIL, "outputs": [{"type": "logs", "logs": MAIL}]}]},
+        {"input": [{"type": "file_search_call", "queries": [MAIL], "results": [{"file_id": "f", "text": MAIL}]}]},
+        {"input": [{"type": "tool_search_call", "arguments": {"name": MAIL}}]},
+        {"input": [{"type": "mcp_call", "name": "f", "arguments": "{}", "error": MAIL}]},
+        {"documents": [{"id": "d", "text": MAIL}]},
+        {"tools": [{"name": "f", "input_schema": {}, "input_examples": [{"name": MAIL}]}]},
     ],
 )
 def test_every_text_is_redacted_in_a_copy(body):
@@ -242,6 +263,10 @@ def test_every_text_is_redacted_in_a_copy(body):
         schema({"enum": [4111111111111111], "default": {MAIL: 1}, "maximum": 4111111111111111}),
         {"tools": [{"type": "custom", "custom": {"format": {"grammar": {"definition": MAIL, "syntax": "regex"}}}}]},
         {"metadata": {MAIL: 1}, "logit_bias": {MAIL: 1}, "input": [[1, 2], [3]]},
+        {"messages": [{"role": "assistant", "reasoning_details": [{"type": "reasoning.encrypted", "data": MAIL}]}]},
+        {"input": [{"type": "image_generation_call", "id": MAIL, "result": MAIL}]},
+        {"input": [{"type": "reasoning", "id": MAIL, "encrypted_content": MAIL, "summary": []}]},
+        {"prompt": {"id": MAIL, "version": MAIL}},
         {"messages": None, "tools": "x", "input": 5, "prompt": None, "system": {}},
         {"messages": [None, 5, {"role": 3, "content": 4.5, "tool_calls": "x"}]},
     ],

@@ -18,6 +18,7 @@ from nemo_agents.policy.routing import (
     duplicate_in,
     fallback_on,
     group_in,
+    names_of,
     options_of,
     resolve,
 )
@@ -198,6 +199,31 @@ def test_a_bare_entry_is_its_own_providers(asked, entry, verdict):
     """An entry without a provider does not open the same name at another provider, where it may be dearer."""
     assert allowed(asked, [entry], provider_of=OWNERS.get) is verdict
     assert allowed(asked, ["other", entry], provider_of=OWNERS.get) is verdict
+
+
+@pytest.mark.parametrize(
+    ("asked", "entry", "verdict"),
+    [
+        ("gpt-4o", "gpt-4o", True),
+        ("openai/gpt-4o", "gpt-4o", False),
+        ("gpt-4o", "openai/gpt-4o", False),
+        ("gpt-4o", "openai/*", False),
+        ("openai/gpt-4o", "openai/gpt-4o", True),
+        ("openai/gpt-4o", "openai/*", True),
+    ],
+)
+def test_a_group_with_a_models_name_is_the_group_alone(asked, entry, verdict):
+    """Neither is the model behind the group to be had for the group's name, nor the group for the model's."""
+    assert allowed(asked, [entry], provider_of=OWNERS.get, groups={"gpt-4o"}) is verdict
+    assert allowed(asked, [entry], provider_of=OWNERS.get, groups={"other"})
+
+
+def test_a_model_has_two_names_and_a_group_one():
+    assert names_of("gpt-4o", provider_of=OWNERS.get) == ("gpt-4o", "openai/gpt-4o")
+    assert names_of("openai/gpt-4o", provider_of=OWNERS.get) == ("openai/gpt-4o", "gpt-4o")
+    assert names_of("gpt-4o", provider_of=OWNERS.get, groups={"gpt-4o"}) == ("gpt-4o",)
+    assert names_of("openai/gpt-4o", provider_of=OWNERS.get, groups={"gpt-4o"}) == ("openai/gpt-4o",)
+    assert names_of("unknown", provider_of=OWNERS.get) == ("unknown",)
 
 
 @pytest.mark.parametrize("status", [None, 408, 409, 429, 500, 502, 503, 504, 529])

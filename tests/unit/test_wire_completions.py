@@ -75,6 +75,7 @@ def test_model_cap_and_usage_are_written_into_a_request():
     assert body == before
     assert COMPLETIONS.tools(ASK) == []
     assert COMPLETIONS.tools(asked(tools=[{"type": "function"}])) == [None]
+    assert COMPLETIONS.tools(asked(tools={"type": "function"}, functions=[{"name": "evil"}])) == [None, None]
 
 
 def test_a_plain_answer_is_read():

@@ -97,6 +97,7 @@ def test_only_tools_that_the_client_runs_have_a_name():
     named = ["look", "find", "bash", "str_replace_based_edit_tool", "memory"]
     assert MESSAGES.tools(asked(tools=tools)) == [*named, *[None] * 7]
     assert MESSAGES.tools(ASK) == []
+    assert MESSAGES.tools(asked(tools=[], functions=[{"name": "evil"}])) == ["evil"]
 
 
 def test_only_model_cap_and_tier_are_written_into_a_request():

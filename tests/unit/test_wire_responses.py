@@ -132,6 +132,8 @@ def test_every_way_to_offer_a_tool_is_seen():
 
 def test_a_stored_prompt_may_bring_any_tool():
     assert RESPONSES.tools({"prompt": {"id": "pmpt_1"}}) == [None]
+    assert RESPONSES.tools({**ASK, "functions": [{"name": "evil"}, "odd"]}) == ["evil", None]
+    assert RESPONSES.tools({**ASK, "functions": {"name": "evil"}}) == [None]
 
 
 def test_a_request_goes_out_with_its_model_its_one_cap_and_its_tier():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nemo_agents.admin import wire
 from nemo_agents.viewer import text as t
+from nemo_agents.viewer.calls import cost_in_all, other_model, reason_of, unknown_costs
 from nemo_agents.viewer.content import content_of
 from nemo_agents.viewer.runview import MOST_CONTENTS, arrange, contents_wanted
 from nemo_agents.viewer.timeline import Axis, ticks
@@ -169,6 +170,68 @@ def message(value: object) -> list[tuple[str, str, str]]:
 )
 def test_messages_of_every_wire_are_read(value: object, told: list[tuple[str, str, str]]) -> None:
     assert message(value) == told
+
+
+def nested_results(depth: int) -> object:
+    result: object = "21 C"
+    for _ in range(depth):
+        result = [{"type": "tool_result", "content": result}]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("result", "body"),
+    [
+        ("21 C", "21 C"),
+        ([{"type": "text", "text": "21 C"}, {"type": "text", "text": "dry"}], "21 C\ndry"),
+        ([{"type": "output_text", "text": "21 C"}], "21 C"),
+        ([{"type": "text", "text": "a"}, {"type": "image"}], None),
+        ([{"type": "text", "text": 5}], None),
+        ([{"type": [], "text": "a"}, "b", None], None),
+        (nested_results(900), "(nested too deeply to be shown)"),
+        ([], "[]"),
+        ({"a": 1}, '{\n  "a": 1\n}'),
+        (None, "null"),
+    ],
+)
+def test_what_a_tool_gave_back_is_text_where_it_is_nothing_but_text(result: object, body: str | None) -> None:
+    said = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": result}]}
+    (block,) = content_of(wire.CallContent(request_id="r", prompt=[said])).prompt[0].blocks
+    assert block.body == (t.pretty_json(result) if body is None else body)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "other"),
+    [
+        ("gpt-4o", "gpt-4o", None),
+        ("openai/gpt-4o", "gpt-4o", None),
+        ("llama", "meta/llama", None),
+        ("fast", "gpt-4o", "gpt-4o"),
+        ("openai/gpt-4o", "4o", "4o"),
+        ("gpt-4o", None, None),
+    ],
+)
+def test_a_provider_in_front_of_a_name_does_not_make_it_another_model(
+    asked: str, served: str | None, other: str | None
+) -> None:
+    assert other_model(v.call(1, model_asked=asked, model_served=served, attempt_rows=[])) == other
+
+
+def test_a_cost_that_nobody_knows_is_not_nothing() -> None:
+    known, unknown, still_open = (
+        v.call(n, cost_nanos=c, state=s) for n, c, s in ((1, 5, "ok"), (2, None, "ok"), (3, None, "open"))
+    )
+    assert unknown_costs([known, unknown, still_open]) == 1
+    assert cost_in_all([known, unknown]) == 5
+    assert cost_in_all([unknown, still_open]) is None
+    assert cost_in_all([still_open]) == cost_in_all([]) == 0
+
+
+def test_an_attempt_says_why_it_was_made_and_what_was_waited_before_it() -> None:
+    of = {"model_served": "m", "model_asked": "m", "provider": "p", "status": 200, "error": None, "started_us": 0}
+    of |= {"latency_us": 1, "held_nanos": 0, "cost_nanos": 0}
+    assert reason_of(v.attempt(2, of, reason="fallback")) == "fallback"
+    assert plain(reason_of(v.attempt(3, of, reason="retry", wait_ms=1_250))) == "retry after 1.2 s"
 
 
 def test_arguments_of_a_tool_call_are_indented_and_broken_ones_kept() -> None:

@@ -51,7 +51,10 @@ async def _check(gateway: Gateway, _request: Request, _caller: Caller, _raw: byt
 
 def _groups(gateway: Gateway) -> Iterator[wire.GroupRow]:
     found: dict[tuple[str | None, str], list[Deployment]] = defaultdict(list)
-    for deployment in sorted(gateway.deployments.values(), key=lambda each: each.order):
+    provisioned = gateway.deployments.values()
+    hidden = {each.group for each in provisioned if each.fleet is None}  # they go before those of the configuration
+    configured = (each for each in gateway.configured if each.group not in hidden)
+    for deployment in sorted((*configured, *provisioned), key=lambda each: each.order):
         found[deployment.fleet, deployment.group].append(deployment)
     for (fleet, name), deployments in sorted(found.items(), key=lambda each: (each[0][0] or "", each[0][1])):
         rows = [

@@ -5,9 +5,9 @@ counted stays counted when a later check refuses. `enter` takes a place among th
 estimated tokens, both in every scope or neither. `leave` gives the place back and corrects the tokens. A limit in
 mode `shadow` is counted like any other; instead of refusing, it is told in `shadowed` of what was not refused.
 
-Both answers, refusals too, carry a reading of every limit of requests and of tokens: `policy.rates.rate_headers` makes
-the headers of an answer of the latest. `now_us` is the gateway's clock; a limiter that many gateways share
-goes by the clock of the server they share.
+Both answers, refusals too, carry readings: `admit` of every limit of requests and of tokens, `enter` of those of tokens
+alone, which it has changed. `policy.rates.rate_headers` makes the headers of an answer of the latest. `now_us` is the
+gateway's clock; a limiter that many gateways share goes by the clock of the server they share.
 """
 
 from __future__ import annotations

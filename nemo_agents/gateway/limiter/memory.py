@@ -61,19 +61,13 @@ class MemoryLimiter:
         )
 
     async def enter(self, now_us: int, scopes: Sequence[RateScope], tokens: int) -> Entry:
-        """Take a place in flight and charge tokens, in every scope or in none."""
-        slot = self._windows.acquire(now_us, scopes)
-        if isinstance(slot, Refusal):
-            return Entry(refusal=slot, readings=self._windows.readings(now_us, scopes))
-        charge = self._windows.admit_tokens(now_us, scopes, tokens)
-        if isinstance(charge, Refusal):
-            self._windows.release(slot)
-            return Entry(refusal=charge, readings=self._windows.readings(now_us, scopes))
-        return Entry(
-            lease=_Lease(slot, charge),
-            shadowed=slot.shadowed + charge.shadowed,
-            readings=self._windows.readings(now_us, scopes),
-        )
+        """Take a place in flight and charge tokens, in every scope or in none. Readings are of tokens alone."""
+        entered = self._windows.enter(now_us, scopes, tokens)
+        readings = self._windows.readings(now_us, scopes, requests=False)
+        if isinstance(entered, Refusal):
+            return Entry(refusal=entered, readings=readings)
+        slot, charge = entered
+        return Entry(lease=_Lease(slot, charge), shadowed=slot.shadowed + charge.shadowed, readings=readings)
 
     def leave(self, lease: object, tokens: int | None) -> None:
         """Give the place back, once; the estimate stays charged where the use is unknown."""

@@ -21,6 +21,7 @@ import msgspec
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
 from nemo_agents.gateway.providers.known import COMPROMISED_LITELLM, LITELLM
+from nemo_agents.gateway.upstream.conceal import conceal, in_environment
 
 __all__ = ["LiteLlmProvider"]
 
@@ -168,10 +169,10 @@ class LiteLlmProvider:
         status = getattr(error, "status_code", None)
         if not isinstance(status, int) or not 400 <= status < 500 or status == 408:
             self._broke(error)
-        return _error(status, str(error), _type_of(error))
+        return _error(status, _told(error), _type_of(error))
 
     def _broke(self, error: Exception) -> NoReturn:
-        what = str(error)[:_MESSAGE_LENGTH_MAX]
+        what = _told(error)[:_MESSAGE_LENGTH_MAX]
         timed_out = getattr(error, "status_code", None) == 408
         raise UpstreamError(f"{self.name}: {type(error).__name__}: {what}", sent=True, timed_out=timed_out) from error
 
@@ -232,6 +233,11 @@ def _usage_in(chunks: Sequence[Any]) -> dict[str, Any] | None:
     if not whole["prompt_tokens"]:
         return None
     return {**whole, "total_tokens": whole["prompt_tokens"] + whole["completion_tokens"]}
+
+
+def _told(error: Exception) -> str:
+    """Return what an exception says, without keys: LiteLLM repeats addresses, and some hold the key."""
+    return conceal(str(error), in_environment(os.environ))
 
 
 def _type_of(error: Exception) -> str:

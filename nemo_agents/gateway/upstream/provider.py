@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 from nemo_agents.errors import SettingsError
 from nemo_agents.gateway.ports import ProviderRequest, ProviderResponse, UpstreamError
+from nemo_agents.gateway.upstream.conceal import Concealed, spellings
 from nemo_agents.gateway.upstream.pool import Address, Pool, PoolSettings
 from nemo_agents.gateway.upstream.signing import Signer, SigningError
 from nemo_agents.policy.wires.base import WireName
@@ -39,7 +41,9 @@ _OURS: Final = frozenset(
 )
 # These show who pays: they come from the configuration, or from a signer.
 _CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key", "x-amz-date", "x-amz-security-token"})
+_OPEN: Final = frozenset({"accept", "content-type", "user-agent"})  # of the configured headers those that are no secret
 _REMEMBERED_PATHS: Final = 256
+_LAST_ANSWER: Final = 201  # a status above it brings no answer of a model's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +65,12 @@ class _BaseUrl:
 class HttpProvider:
     """One provider's endpoints below `base_url`, over a pool of connections of its own.
 
-    `headers` go out with every request, those of `wire_headers` instead of them on that wire; their values are shown
-    nowhere, and no request can replace one. `defaults` go out on a wire unless the request brings its own. `signer` is
-    asked for the headers of each request. No redirect is followed, no environment variable (proxy, certificates other
-    than OpenSSL's own) is read, no compressed answer is accepted. TLS trusts what the system trusts unless `tls` says
-    otherwise. Raises SettingsError for an address or header that cannot be meant. It belongs to the event loop of its
-    first request.
+    `headers` go out with every request, those of `wire_headers` instead of them on that wire; no request can replace
+    one. Their values are shown nowhere, not even where a provider repeats them to say what went wrong. `defaults` go
+    out on a wire unless the request brings its own. `signer` is asked for the headers of each request. No redirect is
+    followed, no environment variable (proxy, certificates other than OpenSSL's own) is read, no compressed answer is
+    accepted. TLS trusts what the system trusts unless `tls` says otherwise. Raises SettingsError for an address or
+    header that cannot be meant. It belongs to the event loop of its first request.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class HttpProvider:
         self._fields = _with_ours(name, headers)
         self._wire_fields = {wire: _with_ours(name, each) for wire, each in (wire_headers or {}).items()}
         self._fixed = frozenset().union(self._fields, *self._wire_fields.values())
+        shown = [each for fields in (self._fields, *self._wire_fields.values()) for each in fields.items()]
+        self._credentials = spellings(value for field, value in shown if field not in _OPEN)
         self._defaults = {
             wire: [(field.encode("ascii"), value.encode("ascii")) for field, value in each.items()]
             for wire, each in (defaults or {}).items()
@@ -122,16 +128,22 @@ class HttpProvider:
         Redirects and error statuses are answers like any other. A request is written at most once: when it
         may have left, a fault is reported with `sent` True and nothing is tried again.
         """
-        head = await self._head(request)
+        signed = {} if self._signer is None else await self._signed(self._signer, request)
+        head = self._head(request, signed)
         connection = await self.pool.acquire(request.connect_timeout_s)
         exchange = await connection.exchange(head, request)
-        return ProviderResponse(status=exchange.status, headers=exchange.headers, chunks=exchange)
+        chunks: AsyncIterator[bytes] = exchange
+        if exchange.status > _LAST_ANSWER:
+            of_signer = spellings(value for name, value in signed.items() if name in _CREDENTIALS - {"x-amz-date"})
+            credentials = (*of_signer, *self._credentials)
+            chunks = Concealed(exchange, credentials) if credentials else exchange
+        return ProviderResponse(status=exchange.status, headers=exchange.headers, chunks=chunks)
 
     async def close(self) -> None:
         """Close idle connections and refuse new requests; answers under way may be read to their end."""
         self.pool.close()
 
-    async def _head(self, request: ProviderRequest) -> bytes:
+    def _head(self, request: ProviderRequest, signed: Mapping[str, str]) -> bytes:
         path = self._paths.get(request.path)
         if path is None:
             path = self._checked_path(request.path)
@@ -139,8 +151,7 @@ class HttpProvider:
         if request.wire in self._defaults:
             brought = {name.lower() for name, _ in request.headers}
             extra += [b"%b: %b\r\n" % each for each in self._defaults[request.wire] if each[0] not in brought]
-        if self._signer is not None:
-            extra += await self._signed(self._signer, request)
+        extra += [f"{name}: {value}\r\n".encode("latin-1") for name, value in signed.items()]
         if request.method == "POST":
             extra.append(b"content-length: %d\r\n" % len(request.body))
         return b"%b %b%b%b\r\n" % (request.method.encode(), path, self._head_end(request), b"".join(extra))
@@ -154,13 +165,17 @@ class HttpProvider:
             known = self._head_ends[key] = _head_end(self._url.authority, fields, stream=request.stream)
         return known
 
-    async def _signed(self, signer: Signer, request: ProviderRequest) -> list[bytes]:
+    async def _signed(self, signer: Signer, request: ProviderRequest) -> dict[str, str]:
         url = f"{self._url.scheme}://{self._url.authority}{self._url.prefix}{request.path}"
         try:
-            headers = await signer.sign(request.wire, request.method, url, request.body)
+            async with asyncio.timeout(request.first_byte_timeout_s):  # credentials may have to be fetched
+                headers = await signer.sign(request.wire, request.method, url, request.body)
         except SigningError as error:
             raise UpstreamError(f"{self.name}: {error}", sent=False) from error
-        return [f"{name}: {value.reveal()}\r\n".encode("latin-1") for name, value in headers.items()]
+        except TimeoutError as error:
+            what = f"{self.name}: no credentials were had within {request.first_byte_timeout_s:g} s"
+            raise UpstreamError(what, sent=False, timed_out=True) from error
+        return {name: value.reveal() for name, value in headers.items()}
 
     def _checked_path(self, path: str) -> bytes:
         if _PATH.fullmatch(path) is None:

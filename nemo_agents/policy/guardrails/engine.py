@@ -1,14 +1,14 @@
-"""Guardrails applied to a request: one walk for each, every verdict recorded, refusals that quote nothing."""
+"""Guardrails applied to a request: one walk for all, every verdict recorded, refusals that quote nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from nemo_agents.errors import Code
 from nemo_agents.policy.guardrails import injection, pii
-from nemo_agents.policy.guardrails.texts import Source, TooDeepError, rewrite
+from nemo_agents.policy.guardrails.texts import Source, TooDeepError, Visit, rewrite
 from nemo_agents.policy.guardrails.values import Outcome, Rule, UnknownGuardrailError, Verdict
 from nemo_agents.policy.refusal import Refusal
 
@@ -29,11 +29,11 @@ BUILTIN: Final[Mapping[str, Rule]] = MappingProxyType(
     }
 )
 
+_ALLOWED: Final = {name: Verdict(action="allow", guardrail=name) for name in BUILTIN}
+
 # Where `prompt-injection-detect` looks for everything, and where the wording is imperative by nature.
 _OTHERS_WORDS: Final = frozenset({Source.USER, Source.TOOL, Source.INPUT, Source.VALUE})
 _STRUCTURE_ONLY: Final = frozenset({Source.DEFINITION, Source.FIXED})
-
-_Check = Callable[[dict[str, Any]], tuple[dict[str, Any], tuple[str, ...]]]
 
 
 def apply_to_request(body: dict[str, Any], guardrails: Sequence[str]) -> Outcome:
@@ -47,20 +47,15 @@ def apply_to_request(body: dict[str, Any], guardrails: Sequence[str]) -> Outcome
     for name in names:
         if name not in BUILTIN:
             raise UnknownGuardrailError(name)
-    verdicts = []
-    redacted = body
-    for name in names:
-        rule = BUILTIN[name]
-        try:
-            new, kinds = _CHECKS[name](body)
-        except TooDeepError:
-            verdicts.append(Verdict(action="block", guardrail=name, kinds=("nested-too-deep",)))
-            continue
-        if rule.action == "redact":
-            redacted = new
-        verdicts.append(Verdict(action=rule.action if kinds else "allow", guardrail=name, kinds=kinds))
+    checks = [_CHECKS[name]() for name in names]
+    try:
+        new = rewrite(body, _all(checks)) if checks else body
+    except TooDeepError:
+        verdicts = tuple(Verdict(action="block", guardrail=name, kinds=("nested-too-deep",)) for name in names)
+        return Outcome(body=body, verdicts=verdicts, blocked=verdicts[0])
+    verdicts = tuple(_verdict(name, check.kinds) for name, check in zip(names, checks, strict=True))
     blocked = next((verdict for verdict in verdicts if verdict.action == "block"), None)
-    return Outcome(body=redacted, verdicts=tuple(verdicts), blocked=blocked)
+    return Outcome(body=new, verdicts=verdicts, blocked=blocked)
 
 
 def guardrail_refusal(verdict: Verdict) -> Refusal:
@@ -77,24 +72,67 @@ def guardrail_refusal(verdict: Verdict) -> Refusal:
     )
 
 
-def _redact(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    redactor = pii.Redactor()
-    new = rewrite(body, lambda text, source: text if source is Source.FIXED else redactor.redact(text))
-    return new, redactor.kinds
+class _Check(Protocol):
+    """One guardrail on one request: reads every text and says what may stand in its place."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What was found so far, sorted."""
+
+    def visit(self, text: str, source: Source) -> str:
+        """Read a text."""
 
 
-def _detect(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    kinds: set[str] = set()
+class _Redacting:
+    __slots__ = ("_redactor",)
 
-    def look(text: str, source: Source) -> str:
+    def __init__(self) -> None:
+        self._redactor = pii.Redactor()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self._redactor.kinds
+
+    def visit(self, text: str, source: Source) -> str:
+        return text if source is Source.FIXED else self._redactor.redact(text)
+
+
+class _Detecting:
+    __slots__ = ("_kinds",)
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted(self._kinds))
+
+    def visit(self, text: str, source: Source) -> str:
         if source in _OTHERS_WORDS:
-            kinds.update(injection.detect(text))
+            self._kinds.update(injection.detect(text))
         elif source in _STRUCTURE_ONLY:
-            kinds.update(injection.detect_structural(text))
+            self._kinds.update(injection.detect_structural(text))
         return text
 
-    rewrite(body, look)
-    return body, tuple(sorted(kinds))
+
+def _all(checks: Sequence[_Check]) -> Visit:
+    """Let every guardrail read a text as it came in; what one of them puts in its place goes on."""
+    if len(checks) == 1:
+        return checks[0].visit
+
+    def visit(text: str, source: Source) -> str:
+        new = text
+        for check in checks:
+            said = check.visit(text, source)
+            if said is not text:
+                new = said
+        return new
+
+    return visit
 
 
-_CHECKS: Final[Mapping[str, _Check]] = {pii.NAME: _redact, injection.NAME: _detect}
+def _verdict(name: str, kinds: tuple[str, ...]) -> Verdict:
+    return Verdict(action=BUILTIN[name].action, guardrail=name, kinds=kinds) if kinds else _ALLOWED[name]
+
+
+_CHECKS: Final[Mapping[str, Callable[[], _Check]]] = {pii.NAME: _Redacting, injection.NAME: _Detecting}

@@ -22,54 +22,78 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from nemo_agents.policy.guardrails.normalise import Views, normalise
+from nemo_agents.policy.guardrails import normalise
 from nemo_agents.policy.guardrails.patterns import (
     BLOCK_AT,
     NATIVE,
     PATTERNS,
     SQUEEZED,
     STRUCTURAL,
+    STRUCTURAL_NEEDS,
     WINDOW,
     Pattern,
 )
+from nemo_agents.policy.guardrails.prefilter import EVERYTHING, PREFILTER, Prefilter
 from nemo_agents.policy.guardrails.values import Finding
 
 __all__ = ["NAME", "detect", "detect_structural"]
 
 NAME: Final = "prompt-injection-detect"
 _HITS_MAX: Final = 64  # per pattern and text: enough for any window, bounded for any input
+_NATIVE_NEEDS: Final = tuple(need for pattern in NATIVE for need in pattern.needs)
 
 
-def detect(text: str) -> tuple[str, ...]:
-    """Return the kinds of injection for which the text would be blocked, sorted; empty when it may pass."""
-    views = normalise(text)
-    kinds = set(_structural(views))
+def detect(text: str, prefilter: Prefilter | None = PREFILTER) -> tuple[str, ...]:
+    """Return the kinds of injection for which the text would be blocked, sorted; empty when it may pass.
+
+    `prefilter` decides where to look closely and changes no answer; None looks everywhere.
+    """
+    shown = normalise.shown(text) if prefilter else None
+    signs = prefilter.signs(shown.data) if prefilter and shown else EVERYTHING
+    # of plain characters none becomes one of another script, but by lower case
+    foreign = not text.isascii() if shown is None else shown.foreign and _needed(text.lower(), _NATIVE_NEEDS)
+    if not (signs or foreign):
+        return ()
+    visible = normalise.visible(text, plain=shown is not None)
+    native = normalise.native(visible.text) if signs.patterns or signs.structural or foreign else ""
+    folded = normalise.folded(native)
     # words cut by invisible characters make every other sign weigh more
-    extra = 1 if views.split_words else 0
-    readings = [
-        (views.folded, PATTERNS, ()),
-        (views.decoded, (*PATTERNS, *STRUCTURAL), ("encoded",)),
-        (views.squeezed, SQUEEZED, ()),
-    ]
-    if views.native is not None:
-        readings.append((views.native, NATIVE, ()))
+    extra = 1 if visible.split_words else 0
+    if prefilter and shown is None:
+        signs = prefilter.signs(folded.encode("utf-8", "surrogatepass"), extra=extra)
+    kinds = {"hidden-text"} if visible.tags else set()
+    kinds.update(pattern.kind for pattern in signs.structural if _matches(folded, pattern))
+    readings: list[tuple[str, tuple[Pattern, ...], tuple[str, ...]]] = [(folded, signs.patterns, ())]
+    if signs.encoded:
+        readings.append((normalise.decoded(visible.text), (*PATTERNS, *STRUCTURAL), ("encoded",)))
+    if signs.spaced:
+        readings.append((normalise.squeezed(visible.text), SQUEEZED, ()))
+    if foreign and not native.isascii():
+        readings.append((native, NATIVE, ()))
     for reading, patterns, also in readings:
-        if reading and (found := _over_threshold(reading, patterns, extra)):
+        if found := _over_threshold(reading, patterns, extra):
             kinds.update(found, also, ("split-words",) if extra else ())
     return tuple(sorted(kinds))
 
 
 def detect_structural(text: str) -> tuple[str, ...]:
     """Return the structural kinds only: for descriptions of tools, whose wording is often imperative."""
-    return tuple(sorted(set(_structural(normalise(text)))))
+    # their literals have no white space: lower case is all that folding does to plain ASCII
+    if text.isascii() and ";base64," not in text and ("<" not in text or not _needed(text.lower(), STRUCTURAL_NEEDS)):
+        return ()
+    visible = normalise.visible(text)
+    folded = normalise.folded(normalise.native(visible.text))
+    kinds = {"hidden-text"} if visible.tags else set()
+    kinds.update(pattern.kind for pattern in STRUCTURAL if _matches(folded, pattern))
+    return tuple(sorted(kinds))
 
 
-def _structural(views: Views) -> Iterator[str]:
-    if views.tags:
-        yield "hidden-text"
-    for pattern in STRUCTURAL:
-        if any(need in views.folded for need in pattern.needs) and pattern.regex.search(views.folded):
-            yield pattern.kind
+def _needed(text: str, needs: Iterable[str]) -> bool:
+    return any(need in text for need in needs)
+
+
+def _matches(text: str, pattern: Pattern) -> bool:
+    return _needed(text, pattern.needs) and pattern.regex.search(text) is not None
 
 
 def _over_threshold(text: str, patterns: Iterable[Pattern], extra: int) -> set[str]:
@@ -89,7 +113,7 @@ def _over_threshold(text: str, patterns: Iterable[Pattern], extra: int) -> set[s
 
 
 def _hits(text: str, pattern: Pattern) -> Iterator[Finding]:
-    if not any(need in text for need in pattern.needs):
+    if not _needed(text, pattern.needs):
         return
     for count, match in enumerate(pattern.regex.finditer(text)):
         if count >= _HITS_MAX:

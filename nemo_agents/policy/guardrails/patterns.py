@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["BLOCK_AT", "NATIVE", "PATTERNS", "SQUEEZED", "STRUCTURAL", "WINDOW", "Pattern"]
+__all__ = ["BLOCK_AT", "NATIVE", "PATTERNS", "SQUEEZED", "STRUCTURAL", "STRUCTURAL_NEEDS", "WINDOW", "Pattern"]
 
 BLOCK_AT: Final = 4
 WINDOW: Final = 1200  # characters within which weights add up
@@ -408,6 +408,8 @@ NATIVE: Final = (
     _p("override", 4, "指示|命令|ルール|プロンプト", r"(?:指示|命令|ルール|プロンプト).{0,6}(?:無視|忘れ)"),
 )
 
+# What every match of a structural pattern has in it.
+STRUCTURAL_NEEDS: Final = ("<|", "<<sys>>", "<start_of_turn>")
 # Block by themselves, in every text that is not the application's own.
 STRUCTURAL: Final = (
     _p(

@@ -9,9 +9,10 @@ anything spelled out. Every pattern is bounded, so that time grows with the leng
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from nemo_agents.policy.guardrails.digits import Kind, Kinds, suspected
 from nemo_agents.policy.guardrails.values import Finding
 
 __all__ = ["NAME", "Redactor", "find"]
@@ -31,22 +32,25 @@ _IPV4: Final = re.compile(
     r"(?<![\w.-])(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]"
     r"|1?[0-9]?[0-9])(?![\w-]|\.[0-9])"
 )
-_PHONES: Final = (
+_PHONES: Final[Mapping[Kind, re.Pattern[str]]] = {
     # +44 20 7946 0958, +1 (212) 555-0123, 0044 20 7946 0958
-    re.compile(r"(?<![\w+.-])(?P<number>\+[1-9](?:[ .\u00a0()/-]{0,2}[0-9]){8,14})(?![\w])"),
-    re.compile(r"(?<![\w+.-])(?<![0-9][ -])(?P<number>00[1-9][0-9]{0,2}(?:[ -]\(?[0-9]{2,5}\)?){2,5})(?![\w-])"),
+    "phone-plus": re.compile(r"(?<![\w+.-])(?P<number>\+[1-9](?:[ .\u00a0()/-]{0,2}[0-9]){8,14})(?![\w])"),
+    "phone-00": re.compile(
+        r"(?<![\w+.-])(?<![0-9][ -])(?P<number>00[1-9][0-9]{0,2}(?:[ -]\(?[0-9]{2,5}\)?){2,5})(?![\w-])"
+    ),
     # (212) 555-0123, 212-555-0123, 1-212-555-0123, 212.555.0123, 212 555-0123; never ten digits in a row
-    re.compile(
+    "phone-american": re.compile(
         r"(?<![\w.+-])(?P<number>(?:1[ .-])?(?:\([2-9][0-9]{2}\)[ -]?|[2-9][0-9]{2}[.-]"
         r"|[2-9][0-9]{2} (?=[0-9]{3}-))"
         r"[2-9][0-9]{2}[ .-][0-9]{4})(?![\w-])(?!\.[0-9])"
     ),
     # national forms and bare digits count only behind a word that announces a phone number
-    re.compile(
+    "phone-announced": re.compile(
         r"(?i:\b(?:phone|tel|telephone|mobile|cell|fax|whatsapp|call|telefon|tlf|movil)\b)[^0-9\n+]{0,20}?"
         r"(?P<number>\(?[0-9](?:[ ./()-]{0,2}[0-9]){8,14})(?![\w-])"
     ),
-)
+}
+_PIECE: Final = 2048  # characters
 # Lengths by country, ISO 13616 registry; a country that is missing here is not an IBAN country we know.
 _IBAN_LENGTHS: Final = {
     code: length
@@ -77,26 +81,59 @@ _CARD_SHAPES: Final = ((4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 6, 5), (4, 6, 4))
 _PRIORITY: Final = ("card", "iban", "email", "ssn", "phone", "ipv4")
 
 
-def find(text: str) -> list[Finding]:
-    """Return what was found, in order and without overlaps: of overlapping findings the longest stays."""
-    candidates = [
-        *_emails(text),
-        *_cards(text),
-        *_ibans(text),
-        *(_finding("ssn", *match.span()) for match in _SSN.finditer(text)),
-        *_phones(text),
-        *_addresses(text),
-    ]
+def find(text: str, suspect: Callable[[str], Kinds] = suspected) -> list[Finding]:
+    """Return what was found, in order and without overlaps: of overlapping findings the longest stays.
+
+    `suspect` says what is worth looking for in a piece of the text and changes no answer.
+    """
+    kinds = suspect(text)
+    if not kinds:
+        return []
+    candidates: list[Finding] = []
+    for start, end in _pieces(text):
+        piece = text[start:end]
+        inside = kinds if len(piece) == len(text) else suspect(piece)
+        candidates += [_finding(f.kind, f.start + start, f.end + start) for f in _candidates(piece, inside)]
+    return _longest(candidates, len(text))
+
+
+def _longest(candidates: list[Finding], size: int) -> list[Finding]:
     candidates.sort(key=lambda f: (f.start - f.end, _PRIORITY.index(f.kind), f.start))
     # Longest first means many intervals of all places; a bytearray answers "is it free" without a quadratic
     # search.
-    taken = bytearray(len(text)) if candidates else bytearray()
+    taken = bytearray(size if candidates else 0)
     kept = []
     for finding in candidates:
         if not any(taken[finding.start : finding.end]):
             taken[finding.start : finding.end] = b"\x01" * (finding.end - finding.start)
             kept.append(finding)
     return sorted(kept, key=lambda f: f.start)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Cut a long text at ends of lines: no pattern reads across one, so that each piece can be looked at alone."""
+    start = 0
+    while start < len(text):
+        cut = text.rfind("\n", start, start + _PIECE) if len(text) - start > _PIECE else -1
+        if cut < 0:
+            cut = text.find("\n", start + _PIECE)
+        end = len(text) if cut < 0 else cut + 1
+        yield start, end
+        start = end
+
+
+def _candidates(text: str, kinds: Kinds) -> Iterator[Finding]:
+    if "email" in kinds:
+        yield from _emails(text)
+    if "card" in kinds:
+        yield from _cards(text)
+    if "iban" in kinds:
+        yield from _ibans(text)
+    if "ssn" in kinds:
+        yield from (_finding("ssn", *match.span()) for match in _SSN.finditer(text))
+    yield from _phones(text, kinds)
+    if "ipv4" in kinds:
+        yield from _addresses(text)
 
 
 class Redactor:
@@ -221,8 +258,10 @@ def _ibans(text: str) -> Iterator[Finding]:
             yield _finding("iban", match.start(), position)
 
 
-def _phones(text: str) -> Iterator[Finding]:
-    for pattern in _PHONES:
+def _phones(text: str, kinds: Kinds) -> Iterator[Finding]:
+    for kind, pattern in _PHONES.items():
+        if kind not in kinds:
+            continue
         for match in pattern.finditer(text):
             digits = sum(char.isdigit() for char in match["number"])
             if 9 <= digits <= 17:

@@ -2,8 +2,8 @@
 
 Understood: chat completions (`messages`, `tools`, `response_format`), embeddings and responses (`input`,
 `instructions`), legacy completions (`prompt`, `suffix`) and Anthropic messages (`system`, content blocks). Labels that
-a provider keeps beside the texts (`user`, `metadata`, `stop`) are visited too. What is unknown inside a content part
-is visited as text; images, audio and other base64 data are not text.
+a provider keeps beside the texts (`user`, `metadata`, `stop`) are visited too. What is unknown inside a message, an
+item or a content part is visited as text; images, audio and other base64 data are not text.
 
 Nothing that makes a request valid is rewritten: types, references, names of functions and of a schema's properties,
 patterns and grammars stay as they are.
@@ -52,6 +52,8 @@ _ROLES: Final = {
     "function": Source.TOOL,
 }
 _BINARY_PARTS: Final = frozenset({"image_url", "image", "input_image", "input_audio", "video_url", "audio"})
+_TOOL_USES: Final = ("tool_use", "server_tool_use", "mcp_tool_use")
+_ENCRYPTED: Final = ("redacted_thinking", "reasoning.encrypted")  # Anthropic's, OpenRouter's
 _NOT_TEXT: Final = frozenset(
     {
         "cache_control",
@@ -66,6 +68,7 @@ _NOT_TEXT: Final = frozenset(
         "role",
         "signature",
         "status",
+        "thought_signature",
         "tool_call_id",
         "tool_use_id",
         "type",
@@ -94,7 +97,7 @@ _REFERENCES: Final = frozenset(
     }
 )
 _FIXED: Final = frozenset({"definition", "name", "pattern"})  # `definition` is a grammar's
-_VALUES: Final = frozenset({"const", "default", "enum", "example", "examples"})
+_VALUES: Final = frozenset({"const", "default", "enum", "example", "examples", "input_examples"})
 # Objects whose keys are names of the client's own, and no keywords.
 _BY_NAME: Final = frozenset(
     {
@@ -139,6 +142,8 @@ def _message(message: Any, visit: Visit) -> Any:
 
     def one(key: str, value: Any) -> Any:
         match key:
+            case "role":
+                return value
             case "content" | "refusal" | "reasoning" | "reasoning_content" | "text":
                 return _content(value, visit, source, 0)
             case "name" if isinstance(value, str):
@@ -152,9 +157,15 @@ def _message(message: Any, visit: Visit) -> Any:
             case "function_call":
                 return _arguments_of(value, visit)
             case "arguments" | "input":  # a tool call as an item of the Responses API
-                return _json_text(value, visit) if isinstance(value, str) else value
-            case _:
+                return _json_text(value, visit) if isinstance(value, str) else _json_value(value, visit, 0)
+            case "tools":  # which an item of the Responses API offers
+                return _definitions(value, visit)
+            case "result" if message.get("type") == "image_generation_call":
                 return value
+            case _ if key in _NOT_TEXT:
+                return value
+            case _:  # of calls of a provider's own tools: what it searched for, ran, found
+                return _content(value, visit, source if isinstance(role, str) else Source.TOOL, 0)
 
     return _each_field(message, one)
 
@@ -240,9 +251,9 @@ def _content(value: Any, visit: Visit, source: Source, depth: int) -> Any:
     inner = Source.TOOL if kind == "tool_result" else source
 
     def one(key: str, item: Any) -> Any:
-        if key == "input" and kind == "tool_use":  # an object of the tool's own: no name in it is a keyword
+        if key == "input" and kind in _TOOL_USES:  # an object of the tool's own: no name in it is a keyword
             return _json_value(item, visit, depth + 1)
-        if key == "data" and kind == "redacted_thinking":  # encrypted
+        if key == "data" and kind in _ENCRYPTED:
             return item
         return item if key in _NOT_TEXT else _content(item, visit, inner, depth + 1)
 
@@ -311,13 +322,35 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
     """Map over a list; the same list when nothing changed, the value itself when it is no list."""
     if not isinstance(value, list):
         return value
-    new = [change(item) for item in value]
-    return value if all(a is b for a, b in zip(value, new, strict=True)) else new
+    new = None
+    for place, item in enumerate(value):
+        changed = change(item)
+        if changed is not item:
+            new = new or value.copy()
+            new[place] = changed
+    return new or value
 
 
 def _each_field(value: dict[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
-    new = {key: change(key, item) for key, item in value.items()}
-    return value if all(new[key] is item for key, item in value.items()) else new
+    """Map over an object; the same object when nothing changed."""
+    new = None
+    for key, item in value.items():
+        changed = change(key, item)
+        if changed is not item:
+            new = new or value.copy()
+            new[key] = changed
+    return new or value
+
+
+def _prompt(value: Any, visit: Visit) -> Any:
+    """Visit a text to go on writing, or what is put into a prompt that is stored: there, no name is a keyword."""
+    if not isinstance(value, dict):
+        return _content(value, visit, Source.INPUT, 0)
+
+    def filled(variables: dict[str, Any]) -> dict[str, Any]:
+        return _each_field(variables, lambda _, item: _content(item, visit, Source.INPUT, 1))
+
+    return _each_field(value, lambda key, item: filled(item) if key == "variables" and isinstance(item, dict) else item)
 
 
 def _check_depth(depth: int) -> None:
@@ -338,7 +371,7 @@ _FIELDS: Final[Mapping[str, Callable[[Any, Visit], Any]]] = {
     "input": lambda value, visit: (
         _text(value, visit, Source.INPUT) if isinstance(value, str) else _messages(value, visit)
     ),
-    "prompt": _as(Source.INPUT),
+    "prompt": _prompt,
     "suffix": _as(Source.INPUT),
     "system": _as(Source.SYSTEM),
     "instructions": _as(Source.SYSTEM),
@@ -348,5 +381,7 @@ _FIELDS: Final[Mapping[str, Callable[[Any, Visit], Any]]] = {
     "response_format": _definitions,
     "output_config": _definitions,
     "output_format": _definitions,
+    "text": _definitions,  # the format of a response
+    "documents": _as(Source.TOOL),  # what vLLM and Cohere let a chat look up
     **dict.fromkeys(("user", "metadata", "stop", "stop_sequences", "safety_identifier", "prompt_cache_key"), _labels),
 }

@@ -8,7 +8,7 @@ from typing import Any, Final
 from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["bad", "check_list", "check_stream", "function_name"]
+__all__ = ["bad", "check_list", "check_stream", "foreign_tools", "function_name"]
 
 TOOLS_MAX: Final = 512
 _BOOL_OR_NULL = (bool, type(None))
@@ -35,6 +35,22 @@ def check_list(body: Mapping[str, Any], name: str, *, most: int = TOOLS_MAX) -> 
     if value is not None and (not isinstance(value, list) or len(value) > most):
         return bad(f"`{name}` must be a list of at most {most}.", name)
     return None
+
+
+def foreign_tools(body: Mapping[str, Any], *fields: str) -> list[str | None]:
+    """Return the names of the functions in fields of other wires than the body's, None for what is no function.
+
+    A translation carries over what it does not know, and a provider may read what its wire does not have: whoever may
+    offer no tool may not offer it there either.
+    """
+    names: list[str | None] = []
+    for field in fields:
+        offered = body.get(field)
+        if isinstance(offered, list):
+            names += [function_name(each) for each in offered]
+        elif offered is not None:
+            names.append(None)
+    return names
 
 
 def function_name(function: object) -> str | None:

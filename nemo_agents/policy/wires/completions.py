@@ -10,7 +10,7 @@ from nemo_agents.policy.stream import StreamTally, answer_of
 from nemo_agents.policy.usage import Usage, usage_from_openai
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
 from nemo_agents.policy.wires.chat import wants_usage, with_usage
-from nemo_agents.policy.wires.checks import bad, check_stream
+from nemo_agents.policy.wires.checks import bad, check_stream, foreign_tools
 from nemo_agents.policy.wires.envelope import openai_error, openai_stream_error
 
 __all__ = ["COMPLETIONS"]
@@ -38,7 +38,7 @@ class _Completions:
 
     def tools(self, body: Mapping[str, Any]) -> list[str | None]:
         # The wire has none: what a provider makes of such a field is its own.
-        return [None] * len(body["tools"]) if isinstance(body.get("tools"), list) else []
+        return [None for _ in foreign_tools(body, "tools", "functions")]
 
     def prepare(
         self, body: Mapping[str, Any], *, model: str, cap: PreparedCap, tier: str | None, stream: bool

@@ -9,7 +9,7 @@ from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.stream import StreamTally
 from nemo_agents.policy.usage import Usage, usage_from_openai
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
-from nemo_agents.policy.wires.checks import bad
+from nemo_agents.policy.wires.checks import bad, foreign_tools
 from nemo_agents.policy.wires.envelope import openai_error, openai_stream_error
 
 __all__ = ["EMBEDDINGS"]
@@ -30,7 +30,8 @@ class _Embeddings:
         return ("input",), [body["input"]]
 
     def tools(self, body: Mapping[str, Any]) -> list[str | None]:
-        return [None] * len(body["tools"]) if isinstance(body.get("tools"), list) else []
+        # The wire has none: what a provider makes of such a field is its own.
+        return [None for _ in foreign_tools(body, "tools", "functions")]
 
     def prepare(
         self, body: Mapping[str, Any], *, model: str, cap: PreparedCap, tier: str | None, stream: bool

@@ -15,7 +15,7 @@ from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.requestsize import OUTPUT_TOKENS_MAX
 from nemo_agents.policy.usage import Usage, usage_from_anthropic
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
-from nemo_agents.policy.wires.checks import bad, check_list, check_stream, function_name
+from nemo_agents.policy.wires.checks import bad, check_list, check_stream, foreign_tools, function_name
 from nemo_agents.policy.wires.envelope import refusal_facts
 from nemo_agents.policy.wires.messages_tally import MessagesTally
 
@@ -69,10 +69,11 @@ class _Messages:
     def tools(self, body: Mapping[str, Any]) -> list[str | None]:
         # What the client runs has a name of its own. All other types run at Anthropic (web search and fetch, code
         # execution, tool search, MCP) or are sets of several tools, and no name stands for what they can do.
-        return [
+        names = [
             function_name(tool) if isinstance(tool, dict) and is_client_tool(tool.get("type")) else None
             for tool in body.get("tools") or ()
         ]
+        return names + foreign_tools(body, "functions")
 
     def prepare(
         self, body: Mapping[str, Any], *, model: str, cap: PreparedCap, tier: str | None, stream: bool

@@ -12,7 +12,7 @@ from typing import Any, Final
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.usage import Usage, usage_from_openai
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
-from nemo_agents.policy.wires.checks import bad, check_list, check_stream, function_name
+from nemo_agents.policy.wires.checks import bad, check_list, check_stream, foreign_tools, function_name
 from nemo_agents.policy.wires.envelope import openai_error
 from nemo_agents.policy.wires.responses_events import error_event, sse
 from nemo_agents.policy.wires.responses_tally import ResponsesTally, end_reason
@@ -55,7 +55,7 @@ class _Responses:
         return ("instructions", "input"), parts
 
     def tools(self, body: Mapping[str, Any]) -> list[str | None]:
-        names = _names(body.get("tools"))
+        names = _names(body.get("tools")) + foreign_tools(body, "functions")
         given = body.get("input")
         for item in given if isinstance(given, list) else ():
             if isinstance(item, dict) and item.get("type") in _TOOL_ITEMS:

@@ -17,9 +17,7 @@ from nemo_agents.policy.wires.responses_chat import RESPONSES_AS_CHAT
 
 __all__ = ["TRANSLATIONS", "WIRES"]
 
-WIRES: Final[Mapping[str, Wire]] = {
-    wire.path: wire for wire in (CHAT, RESPONSES, MESSAGES, COMPLETIONS, EMBEDDINGS)
-}
+WIRES: Final[Mapping[str, Wire]] = {wire.path: wire for wire in (CHAT, RESPONSES, MESSAGES, COMPLETIONS, EMBEDDINGS)}
 TRANSLATIONS: Final[Mapping[WireName, Translation]] = {
     "responses": RESPONSES_AS_CHAT,
     "messages": MESSAGES_AS_CHAT,
