@@ -57,7 +57,7 @@ class Deployment:
     def __init__(
         self, model: str, *, tier: int | None = None, weight: int = 1, context_tokens: int | str | None = None
     ) -> None:
-        if not isinstance(model, str) or not model.strip() or model != model.strip():
+        if not isinstance(model, str) or not model.strip() or model != model.strip() or "*" in model:
             remedy = 'Write it as a text: "openai/gpt-4o-mini".'
             raise DeclarationError("is not the name of a model", field="deployment.model", value=model, remedy=remedy)
         at = f"deployment[{model}]"

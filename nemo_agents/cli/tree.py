@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-import msgspec
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
@@ -15,6 +14,7 @@ from nemo_agents.cli.output import STATE_STYLES, one_line
 from nemo_agents.money import format_nanos
 from nemo_agents.viewer import text
 from nemo_agents.viewer.calls import cost_in_all, other_model, reason_of, unknown_costs
+from nemo_agents.viewer.content import Block, Message, content_of
 from nemo_agents.viewer.shadows import shadow_hint, shadow_names
 from nemo_agents.viewer.verdict import name_of, why
 
@@ -120,10 +120,9 @@ class _Branches:
                 node.add(Text(f"{what}  {attempt.status or '-'}  {text.cost(attempt.cost_nanos)}{error}", style="dim"))
         content = self._contents.get(call.request_id)
         if content is not None:
-            for message in content.prompt:
+            said = content_of(content)
+            for message in (*said.prompt, *said.answer):
                 node.add(_message(message))
-            if content.answer is not None:
-                node.add(_message(content.answer))
 
 
 def call_text(call: CallRow) -> Text:
@@ -207,17 +206,17 @@ def _alike_text(calls: Sequence[CallRow]) -> Text:
     return _with_shadows(line, calls[0])
 
 
-def _message(message: object) -> Text:
-    role, body = "answer", message
-    if isinstance(message, dict):
-        role, body = str(message.get("role", "message")), message.get("content")
-        if message.get("tool_calls"):
-            body = {"content": body, "tool_calls": message["tool_calls"]} if body else message["tool_calls"]
-    if not isinstance(body, str):
-        body = msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
-    line = Text(f"{one_line(role)}: ", style="dim")
-    line.append(text.visible(body))
-    return line
+def _message(message: Message) -> Text:
+    said = [_block(block) for block in message.blocks] or [""]
+    return Text(f"{one_line(message.role)}: ", style="dim").append(text.visible("\n".join(said)))
+
+
+def _block(block: Block) -> str:
+    if block.kind == "tool_call":
+        return f"calls {block.title} {block.body}"
+    if block.kind == "tool_result":
+        return f"result of {block.title}: {block.body}"
+    return block.body
 
 
 def _tokens(input_tokens: int | None, output_tokens: int | None) -> str:

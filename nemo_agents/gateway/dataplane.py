@@ -32,6 +32,8 @@ from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import allowed
 from nemo_agents.policy.wires.base import Wire
 from nemo_agents.policy.wires.chat import CHAT
+from nemo_agents.policy.wires.checks import nested_too_deep
+from nemo_agents.policy.wires.messages import MESSAGES
 from nemo_agents.policy.wires.table import WIRES
 
 __all__ = ["DataPlane", "bearer", "decode_headers"]
@@ -54,14 +56,14 @@ class DataPlane:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
-        gateway = self._gateway
+        gateway, headers = self._gateway, decode_headers(scope)
         x = Exchange(
             gateway=gateway,
             send=send,
             request_id=gateway.ids.request_id(),
             started_us=gateway.clock.now_us(),
-            wire=WIRES.get(scope["path"], CHAT),
-            headers=decode_headers(scope),
+            wire=WIRES.get(scope["path"]) or _wire_of_client(headers),
+            headers=headers,
             line=(scope.get("extensions") or {}).get(LINE),
         )
         try:
@@ -283,6 +285,14 @@ def _readings(scope: RateScope, requests: int, tokens: int) -> Iterator[Reading]
         yield Reading(what="tokens", limit=scope.tpm, remaining=left, reset_us=reset_us, shadow="tpm" in scope.shadow)
 
 
+def _wire_of_client(headers: dict[str, str]) -> Wire:
+    """Return the wire in which a client reads errors where the path says none, as that of the list of models.
+
+    Every request of Anthropic's clients names a version of the API.
+    """
+    return MESSAGES if "anthropic-version" in headers else CHAT
+
+
 def decode_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
     """Return the request's headers; ASGI gives names in lower case. The first of a repeated header counts."""
     pairs = scope["headers"]
@@ -329,6 +339,8 @@ def _decode(raw: bytes, wire: Wire) -> dict[str, Any]:
         raise Denied(_bad(f"The body is not valid JSON: {_reason(error)}.")) from None
     if not isinstance(body, dict):
         raise Denied(_bad("The body must be a JSON object."))
+    if nested_too_deep(body, raw):
+        raise Denied(_bad("The body is not accepted: nested too deeply."))
     model = body.get("model")
     if not isinstance(model, str) or not model or len(model) > _MODEL_NAME_MAX:
         raise Denied(_bad("`model` must be the name of a model or a model group.", "model"))

@@ -21,7 +21,7 @@ from nemo_agents.policy.admission import least_left, past_alert
 from nemo_agents.policy.grouping import RunRef
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance
-from nemo_agents.policy.logged import without_credentials
+from nemo_agents.policy.logged import parts_without_credentials, without_credentials
 from nemo_agents.policy.rates import RateScope, newer_readings, rate_headers
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.wires.base import Wire
@@ -101,7 +101,8 @@ class Exchange:
             return None, None
         fields, parts = self.wire.prompt(self.body)
         others = {name: value for name, value in self.body.items() if name not in fields}
-        return tuple(msgspec.json.encode(part) for part in parts), msgspec.json.encode(without_credentials(others))
+        kept = tuple([msgspec.json.encode(part) for part in parts_without_credentials(parts)])
+        return kept, msgspec.json.encode(without_credentials(others))
 
     def call_start(self) -> CallStart:
         """Return the intent row."""

@@ -30,7 +30,8 @@ class OneWriteProtocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", _JoiningTransport(transport, self.loop)))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cycle.scope["extensions"] = {LINE: _CycleLine(cycle)}  # type: ignore[dict-item] - one object serves for it
+        # Uvicorn has an extension as a dict of its options; this one is the very thing it offers.
+        cycle.scope["extensions"] = cast("dict[str, dict[object, object]]", {LINE: _CycleLine(cycle)})
         super()._start_asgi_task(cycle, app)
 
 

@@ -39,11 +39,11 @@ from nemo_agents.gateway.upstream import read_all
 from nemo_agents.gateway.ways import Ways
 from nemo_agents.policy.admission import budget_refusal, least_left, run_refusal, shadow_budgets
 from nemo_agents.policy.deadline import deadline_us
-from nemo_agents.policy.failover import Fault
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 from nemo_agents.policy.refusal import Refusal, Tried
 from nemo_agents.policy.routing import Target
 from nemo_agents.policy.usage import Usage
+from nemo_agents.policy.wires.whole_as_stream import as_stream
 
 __all__ = ["relay"]
 
@@ -119,6 +119,7 @@ class _Journey:
         self._asked: Target | None = None  # where the attempt is of which the route awaits how it went
         self._tried: list[Tried] = []
         self._cost_nanos = 0  # of attempts that failed and were followed by another
+        self._charged: Attempt | None = None  # the last of those that cost anything
         self._tokens = 0  # what attempts are known to have used
         self._guesses = 0  # attempts that may have used what nobody knows
 
@@ -197,6 +198,8 @@ class _Journey:
             assert self._open is not None
             settlement = failed_end(x, self._open, failed).settlement
             self._cost_nanos += settlement.amount_nanos
+            if settlement.amount_nanos:
+                self._charged = self._open
             self._count(settlement)
             self._tell_settled(self._open, settlement)
             self._open = self._failed = None
@@ -209,7 +212,7 @@ class _Journey:
                 x.gateway.on_refused(outcome)
             refusal = budget_refusal(outcome)
             if x.opened:
-                x.close(replace(x.call_refused(refusal), cost_nanos=self._cost_nanos), None)  # beside what was
+                x.close(self._refused(refusal), None)
             raise Denied(refusal)
         x.opened, x.balances = True, outcome.balances
         attempt.balances = outcome.balances
@@ -306,10 +309,13 @@ class _Journey:
             self._asked = None
             self._route.broke(attempt.target)  # it is too late for another
             self._measured(attempt, "broken")
-        end = self._close(attempt, answered, settled(attempt, self._ask, answered))
+        self._keep_stream(self._close(attempt, answered, settled(attempt, self._ask, answered)))
+        return None
+
+    def _keep_stream(self, end: CallEnd | None) -> None:
+        """Keep what the client got for who asks the same, where its role has answers kept."""
         if self._out.kept is not None and self._x.cache_key is not None and end is not None:
             keep_answer(self._x, self._x.cache_key, self._out.kept, end, stream=True)
-        return None
 
     def _reading(self, attempt: Attempt) -> Reading:
         x, way = self._x, attempt.way
@@ -336,9 +342,6 @@ class _Journey:
             return Failure(status=None, message=what, sent=True, timed_out=timed_out)
         if not isinstance(body, dict) or way.wire.is_error(body):
             return Failure(status=None, message=f"the provider answered {response.status} with an error", sent=True)
-        if x.started:
-            what = "the provider answered with no stream, when a heartbeat had begun one"
-            return Failure(status=None, message=what, sent=True)
         self._out.close()  # a heartbeat now would be in the middle of the answer
         usage = way.wire.usage(body)
         answer, finish_reason = way.wire.answer_of(body)
@@ -348,6 +351,11 @@ class _Journey:
         x.balances = after(x.balances, attempt.start.hold_nanos, cost)
         self._went_well(attempt, ttft_us)
         end = self._close(attempt, answered, settlement)
+        if x.started:  # a heartbeat has told the client that a stream comes
+            await self._out.write(as_stream(body, x.body, wire=x.wire.name, translation=way.translation))
+            await self._out.end()
+            self._keep_stream(end)
+            return None
         if way.translation is not None:
             raw = msgspec.json.encode(way.translation.answer(body, x.body))
         if x.cache_key is not None and end is not None:
@@ -439,9 +447,7 @@ class _Journey:
         ended = failed_end(x, attempt, last)
         self._count(ended.settlement)
         if last.refusal is not None:
-            end = replace(
-                x.call_refused(refusal), cost_nanos=self._cost_nanos
-            )  # beside what the attempts before it cost
+            end = self._refused(refusal)
         else:
             end = replace(
                 x.call_refused(refusal, "failed"),
@@ -460,6 +466,13 @@ class _Journey:
             await x.answer(refusal.status, last.body, headers)
         else:
             await x.refuse(refusal)
+
+    def _refused(self, refusal: Refusal) -> CallEnd:
+        """Return the record of a refusal, with what the attempts before it cost, and where."""
+        end = replace(self._x.call_refused(refusal), cost_nanos=self._cost_nanos)
+        if self._charged is None:
+            return end
+        return replace(end, provider=self._charged.target.provider, model_served=self._charged.served)
 
     def _settle_unknown(self, state: Literal["failed", "abandoned"], status: int, code: str | None, error: str) -> None:
         """Close what is open when nobody knows how it ended: at the hold, unless it had failed for nothing."""
@@ -486,6 +499,7 @@ class _Journey:
 
     async def _cut(self, cut: CutOff) -> None:
         x = self._x
+        self._out.close()  # a heartbeat now would be in the middle of the refusal
         self._settle_unknown("failed", cut.status, cut.code, cut.message)
         refusal = Refusal(
             status=cut.status,

@@ -38,7 +38,7 @@ from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused, RunCaps
 from nemo_agents.policy.limits import WINDOW_US, RateScope
 from nemo_agents.policy.refusal import Refusal
-from nemo_agents.policy.routing import Deployment, Target, by_group, configured_deployments, resolve, names_of
+from nemo_agents.policy.routing import Deployment, Target, by_group, configured_deployments, names_of, resolve
 
 __all__ = ["RUN_ALERT_AT", "CutOff", "Gateway", "InFlight", "Settled"]
 

@@ -218,6 +218,8 @@ class Outlet:
         self._timer = self._loop.call_later(due, self._look)
 
     async def _beat(self) -> None:
+        if not self._heartbeat_s:
+            return  # closed since: whatever is answered now is no stream's
         try:
             await self.start()
             if self._heartbeat_s and not self.client.gone:

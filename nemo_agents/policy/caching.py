@@ -67,6 +67,8 @@ def key_of(
     """
     if grant.cache_ttl_s is None or "no-store" in _directives(headers) or not _repeatable(body):
         return None
+    if wire_name == "responses" and body.get("prompt") is not None:
+        return None  # it is stored at the provider, who may change it, and brings tools that nobody sees here
     asked = {
         name: value
         for name, value in body.items()
@@ -93,7 +95,15 @@ def _directives(headers: Mapping[str, str]) -> frozenset[str]:
 def _repeatable(body: Mapping[str, Any]) -> bool:
     if any(body.get(name) for name in _OF_THE_PROVIDER):
         return False
-    tools = body.get("tools")
+    if not _are_clients(body.get("tools")):
+        return False
+    given = body.get("input")  # of the Responses wire: some of its items bring further tools
+    if not isinstance(given, list):
+        return True
+    return all(not isinstance(item, Mapping) or _are_clients(item.get("tools")) for item in given)
+
+
+def _are_clients(tools: object) -> bool:
     if not isinstance(tools, list):
         return True
     return all(not isinstance(tool, Mapping) or _is_clients(tool.get("type")) for tool in tools)

@@ -214,6 +214,8 @@ def _place(
         provider, name = known, model
     if not name or not provider:
         return _Missing(f"{_shown(model)} is not of the form provider/model")
+    if "*" in model:
+        return _Missing(f"{_shown(model)} is a pattern and no model")
     if provider in available:
         return provider, name
     if stand_in is not None:

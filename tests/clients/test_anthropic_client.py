@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import anthropic
+import openai
 import pytest
 from anthropic import beta_tool
 from clients_bench import PIXEL, PROVIDER_KEY, ClientsBench
@@ -57,6 +58,32 @@ def test_a_stream(bench: ClientsBench, speaker: str):
     assert row["stream"] is True
     assert (row["input_tokens"], row["output_tokens"]) == (final.usage.input_tokens, final.usage.output_tokens)
     assert TEXT in json.dumps(bench.content(row)["answer"])
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "kind"),
+    [
+        (lambda client: client.models.retrieve("native/no-such"), 404, "not_found_error"),
+        (lambda client: client.with_options(api_key="sk-nemo-wrong").models.list(), 401, "authentication_error"),
+        (lambda client: client.messages.count_tokens(model="native/sense", messages=HI), 404, "not_found_error"),
+        (lambda client: client.messages.batches.list(), 404, "not_found_error"),
+    ],
+    ids=["a model", "the models", "counting", "batches"],
+)
+def test_errors_beside_messages_are_anthropic_s_too(bench: ClientsBench, call: Any, status: int, kind: str):
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        call(bench.anthropic())
+    error = caught.value
+    assert error.status_code == status
+    assert isinstance(error.body, dict)
+    assert (error.body["type"], error.body["error"]["type"]) == ("error", kind)
+    assert error.request_id == error.body["request_id"] == error.response.headers["x-nemo-request-id"]
+
+
+def test_the_same_paths_tell_openai_s_client_in_its_own_form(bench: ClientsBench):
+    with pytest.raises(openai.NotFoundError) as caught:
+        bench.openai().models.retrieve("native/no-such")
+    assert caught.value.code == "model_not_found"
 
 
 def test_the_events_of_a_stream_come_in_their_order(bench: ClientsBench, speaker: str):

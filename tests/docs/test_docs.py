@@ -21,8 +21,8 @@ from nemo_agents.errors import ErrorFacts, error_from_response
 from nemo_agents.gateway.admin import ROUTES
 from nemo_agents.gateway.providers import KEY_ENV_OF
 from nemo_agents.gateway.sandbox.script import Script
-from nemo_agents.policy.wires.table import WIRES
 from nemo_agents.policy.guardrails import BUILTIN
+from nemo_agents.policy.wires.table import WIRES
 from nemo_agents.provision.load import load_fleet
 from nemo_agents.provision.render import plan_to_text
 from nemo_agents.roles import AgentRole, Budget, FleetDeclaration, Loop, ModelGroup, RateLimit

@@ -59,18 +59,23 @@ def test_a_body_that_is_no_json_object(bench: Bench, key: Key, content: bytes):
     assert bench.sent() == []
 
 
-@pytest.mark.parametrize("depth", [50, 200, 400, 600, 800, 950, 1000, 5000])
+@pytest.mark.parametrize("depth", [50, 150, 200, 400, 600, 800, 950, 970, 980, 990, 1000, 5000])
 @pytest.mark.parametrize("guarded", [False, True])
 def test_nesting_is_served_or_refused_at_any_depth(bench: Bench, depth: int, guarded: bool):
     key = bench.key(max_budget=1, **({"guardrails": ["pii-filter", "prompt-injection-detect"]} if guarded else {}))
     nested = b'{"x":' * depth + b"1" + b"}" * depth
     answer = bench.raw(key, body()[:-1] + b', "deep": ' + nested + b"}")
-    assert answer.status_code in (200, 400)
+    assert answer.status_code == (200 if depth < 200 else 400)
     if answer.status_code == 400:
         assert answer.json()["error"]["code"] in ("invalid_request", "guardrail_blocked")
         assert bench.sent() == []
     bench.faulty.reset()  # it cannot tell of what is nested deeper than Python's own stack
     assert bench.chat(key).status_code == 200
+
+
+def test_a_pattern_is_no_model(bench: Bench):
+    error = refused(bench.chat(bench.key(), "faulty/*"), 404, "model_not_found")
+    assert "is a pattern" in error["message"]
 
 
 @pytest.mark.parametrize(

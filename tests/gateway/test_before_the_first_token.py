@@ -79,8 +79,9 @@ def test_comments_are_no_token_and_the_next_deployment_answers_when_none_comes(i
     assert "said nothing for 0.5 s" in first["error"]
 
 
-def test_a_silent_stream_sends_heartbeats_and_may_still_fall_back(impatient: Bench):
-    answer = impatient.chat(group(impatient, "faulty/role-hang", "faulty/ok"), "group", stream=True)
+@pytest.mark.parametrize("silent", ["role-hang", "hang-after-head"])
+def test_a_silent_stream_sends_heartbeats_and_may_still_fall_back(impatient: Bench, silent: str):
+    answer = impatient.chat(group(impatient, f"faulty/{silent}", "faulty/ok"), "group", stream=True)
     assert answer.text.partition("data: ")[0].count(HEARTBEAT) >= 2
     assert text_of(without_heartbeats(answer.text)) == TEXT
 

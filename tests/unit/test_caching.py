@@ -97,6 +97,23 @@ def test_what_a_provider_keeps_or_looks_up_is_neither_looked_for_nor_kept(change
     assert key({**BODY, **change}) is None
 
 
+@pytest.mark.parametrize("stored", [{"id": "pmpt_1"}, {}, ""])
+def test_a_prompt_that_is_stored_at_the_provider_is_no_part_of_the_request(stored):
+    """It may be another one tomorrow, and brings tools of its own. On the legacy wire the word means the text."""
+    assert key({"model": "m", "input": "hi", "prompt": stored}, wire="responses") is None
+    assert key({"model": "m", "input": "hi", "prompt": None}, wire="responses") is not None
+    assert key({"model": "m", "prompt": "Once upon"}, wire="completions") is not None
+
+
+@pytest.mark.parametrize("kind", ["additional_tools", "tool_search_output"])
+def test_tools_within_the_input_are_tools(kind):
+    said = {"role": "user", "content": "hi"}
+    for tools, kept in (([TOOL], True), ([TOOL, {"type": "mcp", "server_url": "https://x/"}], False), (None, True)):
+        body = {"model": "m", "input": [said, {"type": kind, "tools": tools}]}
+        assert (key(body, wire="responses") is not None) is kept
+    assert key({"model": "m", "input": ["a text", 3]}, wire="embeddings") is not None
+
+
 def test_tools_of_the_client_are_part_of_the_request():
     anthropic = {"name": "look_up", "input_schema": {}}
     assert key({**BODY, "tools": [TOOL]}) is not None

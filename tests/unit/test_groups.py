@@ -65,6 +65,7 @@ def test_groups_are_equal_when_they_mean_the_same(one, other, alike):
         (lambda: ModelGroup("fast", ["a"], fallback_on="content-filter"), "models[fast].fallback_on", "Write a list"),
         (lambda: ModelGroup("fast", ["a"], fallback_on=["filter"]), "models[fast].fallback_on", "content-filter"),
         (lambda: ModelGroup("fast", ["a", Deployment("a", weight=2)]), "models[fast].models", "Remove or rename"),
+        (lambda: ModelGroup("fast", ["openai/*"]), "models[fast].models", "openai/gpt-4o-mini"),
         (lambda: ModelGroup("fast", ["fast"]), "models[fast].models", "List the models themselves"),
         (lambda: ModelGroup("fast", [Deployment("fast")]), "models[fast].models", "List the models themselves"),
         (lambda: ModelGroup("fast", [3]), "models[fast].models", "Deployment("),

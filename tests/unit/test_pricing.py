@@ -150,6 +150,16 @@ def test_no_usage_within_the_bounds_costs_more_than_the_bound(price, content, mo
 
 
 @unhurried
+@given(prices(), st.integers(0, 400), st.integers(0, 400))
+def test_text_alone_is_bounded_as_any_content_is(price, tokens_in, tokens_out):
+    """What most calls are is reckoned in a shorter way: `Content()` says the same, and goes the longer one."""
+    assert Content() == TEXT_ONLY
+    assert Content() is not TEXT_ONLY
+    assert upper_bound_nanos(price, tokens_in, tokens_out, TEXT_ONLY) == upper_bound_nanos(
+        price, tokens_in, tokens_out, Content()
+    )
+
+
 @given(prices(), usages())
 def test_cost_is_the_exact_amount_rounded_up_once(price, usage):
     """Computed a second time, in rationals and token by token group, from the definition of a tier."""

@@ -266,6 +266,19 @@ def test_a_probe_that_fails_falls_back_and_doubles_the_cooldown(world):
     assert world.state("a").cooling_until_us == world.clock.now + 10 * S
 
 
+def test_an_answer_that_breaks_off_is_a_fault_and_keeps_nobody_from_a_probe(world):
+    """Nobody is asked in its place, so that the turn to probe another deployment is still to be had."""
+    a, b = target("a"), target("b")
+    cool(world, b)
+    world.clock.now += 6 * S  # b's cooldown is over: the next call that goes there is the probe
+    route = world.route(a, b)
+    route.sent(route.start().target)
+    route.broke(a)
+    assert (world.state("a").faults, world.state("a").faults_in_a_row, world.state("a").in_flight) == (1, 1, 0)
+    assert world.router.cooling_until_us(b) is None
+    assert world.ask(b, a) == ("b", None)
+
+
 def test_a_probe_that_is_left_is_somebody_else_s_turn(world):
     cool(world)
     world.clock.now += 5 * S

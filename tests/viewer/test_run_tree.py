@@ -11,10 +11,10 @@ from nemo_agents.cli.tree import call_text, run_tree
 from nemo_agents.viewer.text import NARROW_SPACE
 
 
-def told(detail: wire.RunDetail, *, fold: bool = False) -> str:
+def told(detail: wire.RunDetail, contents: dict[str, wire.CallContent] | None = None, *, fold: bool = False) -> str:
     to = Console(width=200, force_terminal=False)
     with to.capture() as capture:
-        to.print(run_tree(detail, {}, fold=fold))
+        to.print(run_tree(detail, contents or {}, fold=fold))
     return capture.get().replace(NARROW_SPACE, " ")
 
 
@@ -49,3 +49,21 @@ def test_a_limit_of_the_providers_own_is_named_once() -> None:
         v.call(1, state="failed", status=429, code="rate_limit_exceeded", scope="provider", limit="provider")
     )
     assert line.plain.endswith("  rate_limit_exceeded (provider)")
+
+
+def test_what_was_said_is_text_on_every_wire() -> None:
+    call = v.call(1, step="draft")
+    prompt = [
+        {"role": "user", "content": [{"type": "input_text", "text": "weather?"}]},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "21 C"},
+    ]
+    answer = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Warm."}]}]
+    content = wire.CallContent(request_id=call.request_id, prompt=prompt, answer=answer)
+    said = told(v.detail("ok", [call]), {call.request_id: content})
+    assert re.findall(r"\u2500\u2500 ([a-z_]+: .*)", said) == [
+        "user: weather?",
+        "function_call: calls look {}",
+        "function_call_output: result of c1: 21 C",
+        "assistant: Warm.",
+    ]

@@ -31,7 +31,7 @@ def parse_deployment(
     if set(params) & _NOT_OURS:
         raise bad("Provider addresses and credentials come from the gateway's configuration, never from here.")
     model, order, weight = params.get("model"), params.get("order", 0), params.get("weight", 1)
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str) or not model or "*" in model:
         raise bad("`litellm_params.model` must be provider/model.", "litellm_params")
     if not _whole(order, 0, _ORDER_MAX) or not _whole(weight, 1, WEIGHT_MAX):
         said = f"`order` (0 to {_ORDER_MAX}) and `weight` (1 to {WEIGHT_MAX}) must be whole numbers."

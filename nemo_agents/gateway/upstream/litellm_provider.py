@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -106,7 +107,8 @@ class LiteLlmProvider:
         except Exception as error:  # noqa: BLE001 - LiteLLM raises its own, its providers' and Python's
             return self._failed(error)
         if request.stream:
-            return ProviderResponse(status=200, headers=dict(_EVENTS), chunks=self._events(answer, request))
+            chunks = _Events(answer, self._events(answer, request))
+            return ProviderResponse(status=200, headers=dict(_EVENTS), chunks=chunks)
         body = answer.model_dump(exclude_none=True, warnings=False)
         if not (body.get("usage") or {}).get("total_tokens"):
             body.pop("usage", None)  # LiteLLM's way to say that nobody told
@@ -122,7 +124,7 @@ class LiteLlmProvider:
                 self._module = await asyncio.to_thread(_import)
         return self._module
 
-    async def _events(self, answer: Any, request: ProviderRequest) -> AsyncIterator[bytes]:
+    async def _events(self, answer: Any, request: ProviderRequest) -> AsyncGenerator[bytes]:
         """Tell the chunks of a stream as events. Raises UpstreamError when it breaks off or goes silent.
 
         LiteLLM ends a stream properly that its provider did not: that is a break here. And it tells tokens that it has
@@ -153,9 +155,7 @@ class LiteLlmProvider:
         except Exception as error:  # noqa: BLE001 - as in `send`
             self._broke(error)
         finally:
-            closer = getattr(getattr(answer, "completion_stream", None), "aclose", None)
-            if closer is not None:
-                await closer()
+            await _let_go(answer)
         usage = _usage_in(answer.chunks)
         if usage is not None:
             yield _event({**envelope, "choices": [], "usage": usage})
@@ -175,6 +175,37 @@ class LiteLlmProvider:
         what = _told(error)[:_MESSAGE_LENGTH_MAX]
         timed_out = getattr(error, "status_code", None) == 408
         raise UpstreamError(f"{self.name}: {type(error).__name__}: {what}", sent=True, timed_out=timed_out) from error
+
+
+class _Events:
+    """A stream's events. Closing it lets go of the far stream, also when not one event was asked for.
+
+    A generator that has not begun is closed without running any of it, its `finally` included.
+    """
+
+    def __init__(self, answer: Any, events: AsyncGenerator[bytes]) -> None:
+        self._answer = answer
+        self._events = events
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        await _let_go(self._answer)
+
+
+async def _let_go(answer: Any) -> None:
+    """Close what an answer of LiteLLM reads from; some of it has the one way to be closed, some the other."""
+    stream = getattr(answer, "completion_stream", None)
+    closer = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+    if closer is not None:
+        closing = closer()
+        if inspect.isawaitable(closing):
+            await closing
 
 
 def _check_release() -> None:

@@ -71,7 +71,7 @@ def detect(text: str, prefilter: Prefilter | None = PREFILTER) -> tuple[str, ...
     if foreign and not native.isascii():
         readings.append((native, NATIVE, ()))
     for reading, patterns, also in readings:
-        if found := _over_threshold(reading, patterns, extra):
+        if reading and (found := _over_threshold(reading, patterns, extra)):
             kinds.update(found, also, ("split-words",) if extra else ())
     return tuple(sorted(kinds))
 

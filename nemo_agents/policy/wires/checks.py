@@ -8,15 +8,35 @@ from typing import Any, Final
 from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["bad", "check_list", "check_stream", "foreign_tools", "function_name"]
+__all__ = ["bad", "check_list", "check_stream", "foreign_tools", "function_name", "nested_too_deep"]
 
 TOOLS_MAX: Final = 512
+DEPTH_MAX: Final = 200
 _BOOL_OR_NULL = (bool, type(None))
 
 
 def bad(message: str, param: str | None = None) -> Refusal:
     """Return a 400 about one parameter."""
     return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)
+
+
+def nested_too_deep(body: object, raw: bytes) -> bool:
+    """Say whether decoded JSON is nested deeper than anything that is read here recursively can take.
+
+    Looked at level by level, and not at all where there are fewer brackets than levels would need.
+    """
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:
+        return False
+    level: list[Any] = [body]
+    for _ in range(DEPTH_MAX):
+        following: list[Any] = []
+        for item in level:
+            inner = item.values() if isinstance(item, dict) else item
+            following += [value for value in inner if isinstance(value, (dict, list))]
+        if not following:
+            return False
+        level = following
+    return True
 
 
 def check_stream(body: Mapping[str, Any]) -> Refusal | None:
