@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from gateway_bench import Bench, Key
+from faulty_provider import FaultyProvider
+from gateway_bench import Bench, Key, bench_for, gateway_at
 from test_fallback import COST, group
 from test_metrics_page import scrape
 
 from nemo_agents.money import NANOS_PER_DOLLAR
+from nemo_agents.testing import LocalGateway
 
 HOLD = 164_000  # of one attempt of these calls
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, shared_provider: FaultyProvider) -> Iterator[LocalGateway]:
+    """A gateway of these tests alone: where there are many fleets, a metric counts the rest of them as one."""
+    with gateway_at(tmp_path_factory.mktemp("sums") / "home", shared_provider) as made:
+        yield made
+
+
+@pytest.fixture
+def bench(gateway: LocalGateway, shared_provider: FaultyProvider) -> Iterator[Bench]:
+    with bench_for(gateway, shared_provider) as ready:
+        yield ready
 
 
 def metric(bench: Bench) -> float:
