@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from faults_gateway import FaultBench, fault_bench, watched_gateway
-from faulty_provider import FaultyProvider
+from faulty_provider import TEXT, FaultyProvider
 from gateway_bench import Key
 
 HEARTBEAT = b": still working\n\n"
@@ -44,21 +44,16 @@ def last_event(bench: FaultBench, key: Key, group: str, *, after_heartbeat: Any 
     return found
 
 
-def test_a_plain_answer_cannot_follow_it(beating: FaultBench):
-    group = beating.group("faulty/role-hang", "faulty/wrong-kind")
-    error = last_event(beating, beating.key(models=(group,)), group)
-    assert error["code"] == "upstream_error"
-    assert [each["n"] for each in error["attempts"]] == [1, 2]
-    (row,) = beating.logs()
-    assert (row["state"], row["attempts"], row["cost_nanos"]) == ("failed", 2, 2 * row["held_nanos"])
-
-
-def test_a_stream_can(beating: FaultBench):
-    group = beating.group("faulty/role-hang", "faulty/wrong-kind", "faulty/ok")
+@pytest.mark.parametrize("second", ["ok", "wrong-kind"], ids=["stream", "plain"])
+def test_the_next_deployment_answers_as_a_stream_also_when_it_answers_plainly(beating: FaultBench, second: str):
+    group = beating.group("faulty/role-hang", f"faulty/{second}")
     answer = beating.chat(beating.key(models=(group,)), group, stream=True)
     assert answer.text.startswith(HEARTBEAT.decode())
     assert answer.text.endswith("data: [DONE]\n\n")
-    assert len(beating.row(answer)["attempt_rows"]) == 3
+    told = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in told if each["choices"]) == TEXT
+    (row,) = beating.logs()
+    assert (row["state"], row["attempts"], row["usage_source"]) == ("ok", 2, "provider")
 
 
 def test_a_refusal_of_the_next_attempt_is_told(beating: FaultBench):
