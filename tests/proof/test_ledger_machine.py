@@ -71,7 +71,7 @@ def two_gateways(url: str, make: Callable[[Any], Any] = lambda store: store) -> 
         the_loop().run_until_complete(postgres.stop())
 
 
-@pytest.mark.parametrize("played", seeds(1_200, 12, long=20_000))
+@pytest.mark.parametrize("played", seeds(1_200, 24, long=20_000))
 def test_postgres_is_the_model(postgres_url: str, played: range) -> None:
     """Two gateways on one database."""
     with two_gateways(postgres_url) as backend:
