@@ -346,7 +346,7 @@ def trial(town):
     )
     town.keys["scout"] = made["key"]
     for number in range(6):
-        assert town.ask("scout", f"question {number}", run="run-of-a-trial", step="look") == 200
+        assert town.ask("scout", f"question {number}", run="trial-in-shadow", step="look") == 200
     process = town.shell.start("events", "--follow", "--interval", "0.1", "--fleet", "trial", "--json")
     assert "Waiting for alerts" in process.stderr.readline()
     told = [json.loads(read_until(process, "budget.")) for _ in range(2)]
@@ -400,14 +400,14 @@ def test_a_spike_is_under_the_roles():
 
 
 def test_runs_and_logs_mark_what_limits_in_shadow_mode_would_have_refused(town, trial):
-    shown = town.shell.run("runs", "show", "run-of-a-trial").out
+    shown = town.shell.run("runs", "show", "trial-in-shadow").out
     assert (
         "In shadow mode, the role's budget would have stopped this run at call 1; the role's rpm would have refused "
         "call 2 and 4 more calls." in shown.splitlines()
     )
     assert "◌ shadow: role rpm" in shown
     assert "would have been refused: " in shown
-    logged = town.shell.run("logs", "--run", "run-of-a-trial").out.splitlines()
+    logged = town.shell.run("logs", "--run", "trial-in-shadow").out.splitlines()
     assert sum("◌ role rpm" in line for line in logged) == 5
     other = town.shell.run("runs", "show", "run-of-two-steps").out
     assert "shadow" not in other
