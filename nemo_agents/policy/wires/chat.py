@@ -9,12 +9,10 @@ from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.stream import StreamTally, answer_of
 from nemo_agents.policy.usage import Usage, usage_from_openai
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
-from nemo_agents.policy.wires.checks import bad, check_list, check_stream, function_name
+from nemo_agents.policy.wires.checks import check_list, check_messages, check_stream, function_name
 from nemo_agents.policy.wires.envelope import openai_error, openai_stream_error
 
 __all__ = ["CHAT", "wants_usage", "with_usage"]
-
-_MESSAGES_MAX: Final = 10_000
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
@@ -39,14 +37,7 @@ class _Chat:
     generates = True
 
     def check(self, body: Mapping[str, Any]) -> Refusal | None:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return bad("`messages` must be a list of at least one message.", "messages")
-        if len(messages) > _MESSAGES_MAX:
-            return bad(f"`messages` holds more than {_MESSAGES_MAX}.", "messages")
-        if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
-            return bad("Each of `messages` must be an object with a `role`.", "messages")
-        return check_stream(body) or check_list(body, "tools") or check_list(body, "functions")
+        return check_messages(body) or check_stream(body) or check_list(body, "tools") or check_list(body, "functions")
 
     def prompt(self, body: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Any]]:
         return ("messages",), body["messages"]

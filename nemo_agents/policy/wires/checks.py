@@ -8,9 +8,10 @@ from typing import Any, Final
 from nemo_agents.errors import Code
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["bad", "check_list", "check_stream", "foreign_tools", "function_name", "nested_too_deep"]
+__all__ = ["bad", "check_list", "check_messages", "check_stream", "foreign_tools", "function_name", "nested_too_deep"]
 
 TOOLS_MAX: Final = 512
+MESSAGES_MAX: Final = 10_000
 DEPTH_MAX: Final = 200
 _BOOL_OR_NULL = (bool, type(None))
 
@@ -18,6 +19,18 @@ _BOOL_OR_NULL = (bool, type(None))
 def bad(message: str, param: str | None = None) -> Refusal:
     """Return a 400 about one parameter."""
     return Refusal(status=400, code=Code.INVALID_REQUEST, message=message, param=param)
+
+
+def check_messages(body: Mapping[str, Any]) -> Refusal | None:
+    """Refuse `messages` that are no list of objects with a role, are none at all, or more than can be meant."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return bad("`messages` must be a list of at least one message.", "messages")
+    if len(messages) > MESSAGES_MAX:
+        return bad(f"`messages` holds more than {MESSAGES_MAX}.", "messages")
+    if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
+        return bad("Each of `messages` must be an object with a `role`.", "messages")
+    return None
 
 
 def nested_too_deep(body: object, raw: bytes) -> bool:

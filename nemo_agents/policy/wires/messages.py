@@ -15,13 +15,12 @@ from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.requestsize import OUTPUT_TOKENS_MAX
 from nemo_agents.policy.usage import Usage, usage_from_anthropic
 from nemo_agents.policy.wires.base import PreparedCap, Tally, Wire, WireName
-from nemo_agents.policy.wires.checks import bad, check_list, check_stream, foreign_tools, function_name
+from nemo_agents.policy.wires.checks import bad, check_list, check_messages, check_stream, foreign_tools, function_name
 from nemo_agents.policy.wires.envelope import refusal_facts
 from nemo_agents.policy.wires.messages_tally import MessagesTally
 
 __all__ = ["MESSAGES"]
 
-_MESSAGES_MAX: Final = 10_000
 _ERROR_TYPES: Final = {
     401: "authentication_error",
     402: "billing_error",
@@ -45,13 +44,9 @@ class _Messages:
     generates = True
 
     def check(self, body: Mapping[str, Any]) -> Refusal | None:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return bad("`messages` must be a list of at least one message.", "messages")
-        if len(messages) > _MESSAGES_MAX:
-            return bad(f"`messages` holds more than {_MESSAGES_MAX}.", "messages")
-        if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
-            return bad("Each of `messages` must be an object with a `role`.", "messages")
+        refusal = check_messages(body)
+        if refusal is not None:
+            return refusal
         cap = body.get("max_tokens")
         if isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= OUTPUT_TOKENS_MAX:
             return bad(
