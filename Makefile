@@ -7,11 +7,14 @@ BIN := $(VENV)/bin
 UV ?= $(firstword $(wildcard $(BIN)/uv) uv)
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --quiet
+# Lanes hold frameworks for the tests of adapters; the platform of CI is enough for them, and only wheels are taken.
+COMPILE_LANE := $(UV) pip compile pyproject.toml --extra gateway --python-version 3.11 --python-platform linux --only-binary :all: \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check bench bench-peers bench-stores lock format docs clean
+.PHONY: help demo test test-long check bench bench-peers bench-stores bench-adapters lock format docs matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,19 +48,27 @@ bench-stores: $(VENV)/.dev ## what each store costs, SQLite and PostgreSQL, agai
 	@.ci/install-system bench
 	@$(BIN)/python benchmarks/stores.py $(ARGS)
 
+bench-adapters: $(VENV)/.dev ## what each installed adapter adds to a call of its framework; FRAMEWORKS=a Python that has them
+	@$(or $(FRAMEWORKS),$(BIN)/python) benchmarks/adapters.py $(ARGS)
+
 lock: ## resolve the dependencies anew into .ci/requirements*.txt (needs uv); ARGS=--upgrade for the newest
 	@command -v $(UV) >/dev/null || { echo "make lock: uv is missing; install it, or: make lock UV=/path/to/uv" >&2; exit 1; }
 	@$(COMPILE) --extra gateway --extra postgres --extra redis --extra tokenizer --group dev $(ARGS) -o .ci/requirements-dev.txt
 	@$(COMPILE) --extra gateway --group build -c .ci/requirements-dev.txt --no-annotate -o .ci/requirements.txt
 	@$(COMPILE) .ci/requirements-extras.in --extra litellm --extra bedrock --extra vertex --no-annotate $(ARGS) -o .ci/requirements-extras.txt
-	@$(subst pyproject.toml,.ci/requirements-frameworks.in,$(COMPILE)) -c .ci/requirements-dev.txt --no-annotate $(ARGS) -o .ci/requirements-frameworks.txt
+	@for lane in openai2 openai3 pyautogen; do $(COMPILE_LANE) .ci/requirements-lane-$$lane.in $(ARGS) -o .ci/requirements-lane-$$lane.txt || exit 1; done
+	@$(COMPILE_LANE) .ci/requirements-lane-oldest.in --resolution lowest-direct $(ARGS) -o .ci/requirements-lane-oldest.txt
 	@$(if $(wildcard $(VENV)/.dev),$(BIN)/python .ci/check_lock.py,echo "locked; make check verifies it")
 
 format: $(VENV)/.dev ## format the code and mend what the linter can
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## regenerate docs/reference from the command tree and the settings
+matrix: $(VENV)/.dev ## run every adapter in its lanes and write the matrix of docs/reference/adapters.md anew
+	@NEMO_MATRIX=write $(BIN)/python -m pytest -n 2 -q tests/adapters/test_lanes.py $(ARGS)
+	@$(BIN)/python docs/generate.py
+
+docs: $(VENV)/.dev ## regenerate docs/reference from the command tree, the settings and the matrix of adapters
 	@$(BIN)/python docs/generate.py
 
 clean: ## remove .venv, installed peers and every cache; leaves sources and your gateway's data alone

@@ -1,4 +1,4 @@
-"""Write the reference pages that the code itself can tell: the command line and the gateway's settings.
+"""Write the reference pages that code and tests can tell: the command line, the settings, the matrix of adapters.
 
 `python docs/generate.py` writes them, with `--check` it fails when a page is not what it would write.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+from matrix import adapters
 
 from nemo_agents import environment
 from nemo_agents.cli import cli
@@ -135,6 +136,7 @@ def pages() -> dict[Path, str]:
     made = {
         REFERENCE / "cli.md": "\n\n".join(commands(cli)) + "\n",
         REFERENCE / "settings.md": "\n\n".join(settings()) + "\n",
+        REFERENCE / "adapters.md": "\n\n".join(adapters(NOTE)) + "\n",
     }
     for path, text in made.items():
         for place in (str(Path.home()), str(ROOT)):

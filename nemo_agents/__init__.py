@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from nemo_agents.errors import (
         AccessDenied,
+        AdapterError,
         AdminError,
         BudgetExceeded,
         Code,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         RateLimited,
         Refused,
         RequestRejected,
+        RunEnded,
         RunStopped,
         SettingsError,
         StalePlan,
@@ -38,9 +40,11 @@ if TYPE_CHECKING:
     from nemo_agents.rules import Budget, Loop, RateLimit
     from nemo_agents.trace.member import Member
     from nemo_agents.trace.run import Run, Step, current_run, current_step
+    from nemo_agents.trace.spans import Span
 
 __all__ = [
     "AccessDenied",
+    "AdapterError",
     "AdminError",
     "AgentRole",
     "Budget",
@@ -67,8 +71,10 @@ __all__ = [
     "Refused",
     "RequestRejected",
     "Run",
+    "RunEnded",
     "RunStopped",
     "SettingsError",
+    "Span",
     "StalePlan",
     "Step",
     "UpstreamFailed",
@@ -91,6 +97,7 @@ _HOME_OF: Final = {
     "Money": "money",
     "RateLimit": "rules",
     "Run": "trace.run",
+    "Span": "trace.spans",
     "Step": "trace.run",
     "current_run": "trace.run",
     "current_step": "trace.run",

@@ -6,6 +6,8 @@ NemoError
 │   ├── StalePlan           the gateway changed between plan and apply
 │   └── KeyStoreError       the file of virtual keys cannot be read or written
 ├── SettingsError           the gateway cannot start as configured
+├── AdapterError            a framework is missing, or of a version that its adapter does not know
+├── RunEnded                a call was made for a run that is over; nothing was sent
 └── GatewayError            the gateway answered with an error, or not at all
     ├── GatewayUnreachable  no answer: not running, wrong address, time-out
     ├── AdminError          the admin API refused a call
@@ -30,6 +32,7 @@ from typing import Any
 
 __all__ = [
     "AccessDenied",
+    "AdapterError",
     "AdminError",
     "BudgetExceeded",
     "Code",
@@ -46,6 +49,7 @@ __all__ = [
     "RateLimited",
     "Refused",
     "RequestRejected",
+    "RunEnded",
     "RunStopped",
     "SettingsError",
     "StalePlan",
@@ -61,6 +65,7 @@ class ExitCode(IntEnum):
     FAILURE = 1
     USAGE = 2
     CHANGES = 3
+    STOPPED = 4
     INTERRUPTED = 130
 
 
@@ -138,6 +143,14 @@ class KeyStoreError(ProvisionError):
 
 class SettingsError(NemoError):
     """The gateway cannot start as configured."""
+
+
+class AdapterError(NemoError):
+    """A framework is not installed, or of a version that its adapter does not know."""
+
+
+class RunEnded(NemoError, RuntimeError):  # noqa: N818 - a condition, in the words of a run
+    """A call was made for a run that is over; nothing was sent."""
 
 
 class GatewayError(NemoError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -24,7 +25,9 @@ from nemo_agents.roles import FleetDeclaration
 from nemo_agents.secret import Secret
 from nemo_agents.trace import propagate
 from nemo_agents.trace.member import Member
-from nemo_agents.trace.run import REPORT_TIMEOUT_S, OnStop, Rim, Run
+from nemo_agents.trace.otlp import SpanRecord, encode_spans
+from nemo_agents.trace.rim import REPORT_TIMEOUT_S, Rim
+from nemo_agents.trace.run import OnStop, Run
 
 __all__ = ["Fleet", "Member"]
 
@@ -135,12 +138,15 @@ class Fleet(FleetDeclaration):
             budget_nanos=_budget_nanos(budget),
             max_calls=_call_cap(max_calls),
         )
+        # Here and not in the thread that reports: openai 3 looks at whatever httpx has been imported, half of it too.
+        importlib.import_module("nemo_agents.client")
         url = self.gateway_url
         rim = Rim(
             gateway_url=url,
             member=partial(self._member, gateway_url=url),
             report=partial(self._report, url),
             areport=partial(self._areport, url),
+            send_spans=partial(self._send_spans, url),
             clock_us=_now_us,
             new_span_id=_new_span_id,
         )
@@ -184,6 +190,12 @@ class Fleet(FleetDeclaration):
 
         async with AsyncClient(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
             return await client.run(observe.report(run_id, told))
+
+    def _send_spans(self, gateway_url: str, run_id: str, spans: Sequence[SpanRecord]) -> None:
+        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run has spans
+
+        with Client(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
+            client.run(observe.traces(encode_spans(run_id, spans)))
 
 
 _ANYWHERE = _Site()

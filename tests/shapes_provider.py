@@ -2,7 +2,8 @@
 
     python tests/shapes_provider.py --port 0        prints: listening on http://127.0.0.1:PORT
 
-It answers sensibly (see `shapes_replies`), and the model's name, after its last slash, says how: see `BEHAVIOURS`.
+It answers as the scripted provider does (`nemo_agents.testing.replies`), and the model's name, after its last slash,
+says how: see `BEHAVIOURS`.
 `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, `/v1/completions` and `/v1/embeddings` are served.
 
 `GET /_seen` tells what was asked and what is billed for it; with `?finished=1` it waits until nothing is under way.
@@ -23,8 +24,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from faulty_provider import ClientLeft, FaultyProvider, HangUp, Link, dumps, head_of, vector
-from shapes_replies import reply_to
-from shapes_wires import SHAPES, Bill, Shape, bill_of, words_of
+
+from nemo_agents.testing.replies import reply_to
+from nemo_agents.testing.wires.base import Bill, bill_of, words_of
+from nemo_agents.testing.wires.table import SHAPES, Shape
 
 BEHAVIOURS = {
     "sense": "calls the tool that it is offered, speaks of results, fits a schema; else says the same text always",

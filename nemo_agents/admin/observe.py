@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 import msgspec
@@ -29,6 +30,7 @@ __all__ = [
     "runs",
     "status",
     "stop",
+    "traces",
     "verify",
     "viewer_link",
 ]
@@ -92,6 +94,11 @@ def report(run_id: str, told: RunReport) -> Call[RunRow]:
     """Tell what the SDK knows about a run; a later report replaces an earlier one. Takes a role's key."""
     path = f"/nemo/runs/{segment(run_id)}/report"
     return Call(method="POST", path=path, body=msgspec.to_builtins(told), decode=as_type(RunRow))
+
+
+def traces(spans: Mapping[str, Any]) -> Call[None]:
+    """Send spans as an OTLP/JSON export request. Takes a role's key."""
+    return Call(method="POST", path="/v1/traces", body=spans, decode=ignored)
 
 
 def call(request_id: str) -> Call[CallRow]:

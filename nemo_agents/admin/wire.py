@@ -29,11 +29,15 @@ __all__ = [
     "RunReport",
     "RunRow",
     "Shadowed",
+    "SpanRow",
     "SpikeStatus",
     "StepReport",
     "StepRow",
     "StoppedBy",
+    "Suspect",
     "TeamRow",
+    "Why",
+    "WhyPart",
 ]
 
 
@@ -232,6 +236,7 @@ class CallRow(msgspec.Struct, kw_only=True):
     guardrails: list[str]  # those that ran: the name alone of one that allowed, else `name: redact` or `name: block`
     attempt_rows: list[AttemptRow] = []
     shadow: list[Shadowed] = []
+    parent_span: str | None = None  # the span that it was made in, 16 hex: of `traceparent`, or as the span tells
 
 
 class Shadowed(msgspec.Struct, kw_only=True, frozen=True):
@@ -252,12 +257,90 @@ class CallContent(msgspec.Struct, kw_only=True):
     answer: Any = None
 
 
+class SpanRow(msgspec.Struct, kw_only=True):
+    """One span of a run: the work of an agent, a task, a tool, as the SDK or a framework's own tracing tells it.
+
+    `parent_id` may name a span that never came. A span that is a call of the request log is not among these: it only
+    gives that call its `parent_span`. Tokens are what the span claims, and in no sum: calls are what is counted.
+    """
+
+    span_id: str  # 16 hex
+    parent_id: str | None
+    kind: str  # agent | task | tool | chain | retriever | guardrail | llm | other
+    name: str
+    step: str | None
+    role: str | None
+    state: str  # running | ok | failed
+    started_us: int
+    ended_us: int | None
+    error: str | None = None
+    request_id: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input: str | None = None
+    output: str | None = None
+    attributes: dict[str, Any] = {}
+
+
 class RunDetail(msgspec.Struct, kw_only=True):
-    """A run, its steps in order of appearance, and its calls in order."""
+    """A run, its steps in order of appearance, its calls in order, and its spans in the order of their starts.
+
+    Of a run with more than a few hundred spans, `input` and `output` are left out.
+    """
 
     run: RunRow
     steps: list[StepRow]
     calls: list[CallRow]
+    spans: list[SpanRow] = []
+
+
+class WhyPart(msgspec.Struct, kw_only=True, frozen=True):
+    """A piece of a sentence; `call` (a request id) or `step` (a label) is what it speaks of, if anything."""
+
+    text: str
+    call: str | None = None
+    step: str | None = None
+
+
+class Suspect(msgspec.Struct, kw_only=True, frozen=True):
+    """What may have spoiled the result of a run: a call to look at, and how strongly it is suspected.
+
+    `kind` is `cut_off`, `withheld`, `refusal`, `empty`, `not_json`, `tool_error`, `repeated`, `lost_context`,
+    `redacted`, `other_model` or `changed` (against a good run). `weight` is 1 to 100 and ranks, no probability.
+    """
+
+    kind: str
+    weight: int
+    sentence: str
+    request_id: str
+    seq: int
+    step: str | None = None
+
+
+class Why(msgspec.Struct, kw_only=True, frozen=True):
+    """How a run ended and why: the sentence, its pieces with what they speak of, and the same for programs.
+
+    `kind`, `code`, `scope` and `limit` are those of StoppedBy, of a stopped run alone. `value` is what that limit
+    allows, where the run has it: nanos of its budget, or its number of calls. `request_id` is the call to look at
+    first, `step` the one it speaks of. `suspects` has the strongest first, where no error explains the end.
+    """
+
+    run_id: str
+    state: str
+    sentence: str
+    parts: list[WhyPart] = []
+    kind: str | None = None
+    code: str | None = None
+    scope: str | None = None
+    limit: str | None = None
+    value: int | None = None
+    step: str | None = None
+    request_id: str | None = None
+    suspects: list[Suspect] = []
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class RunPage(msgspec.Struct, kw_only=True):

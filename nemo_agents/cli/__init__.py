@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "view": ("observe", "view", "Open the run viewer in the browser."),
     "models": ("models", "models", "Which models can be reached, and what others lack."),
     "prices": ("prices", "prices", "The prices that count; give the gateway another table (update)."),
+    "adapters": ("adapters", "adapters", "Which frameworks' adapters are installed, and which versions fit."),
     "ledger": ("ledger", "ledger", "Recompute every balance from the ledger's entries (verify)."),
     "doctor": ("doctor", "doctor", "Check this machine's set-up and say what to mend."),
 }

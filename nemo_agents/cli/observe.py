@@ -29,7 +29,8 @@ __all__ = ["logs", "runs", "view"]
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class _Since(click.ParamType[int]):
+# click 8.2, which is in the range, has no generic ParamType yet.
+class _Since(click.ParamType):  # type: ignore[type-arg]
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -130,7 +131,7 @@ def _stopped_by(run: RunRow) -> str:
 
 @runs.command("show")
 @click.argument("run_id", default="last")
-@click.option("--prompts", is_flag=True, help="Also print what each call said.")
+@click.option("--prompts", is_flag=True, help="Also print what each call and span said.")
 @gateway_options
 @_as_json
 def show_run(run_id: str, gateway_url: str | None, home: Path | None, *, prompts: bool, as_json: bool) -> None:
@@ -144,7 +145,7 @@ def show_run(run_id: str, gateway_url: str | None, home: Path | None, *, prompts
     if as_json:
         print_json({"run": detail, "contents": contents} if prompts else detail)
         return
-    print_run(console(), detail, {content.request_id: content for content in contents})
+    print_run(console(), detail, {content.request_id: content for content in contents} if prompts else None)
 
 
 def _find(client: Client, run_id: str) -> RunDetail:

@@ -1,4 +1,4 @@
-"""One run as a tree for a terminal: verdict, steps by parent, calls with status, model, tokens and cost."""
+"""One run as a tree for a terminal: verdict, steps by parent, spans, calls with status, model, tokens and cost."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from nemo_agents.admin.wire import CallContent, CallRow, RunDetail, StepRow
+from nemo_agents.admin.wire import CallContent, CallRow, RunDetail, SpanRow, StepRow
 from nemo_agents.cli.output import STATE_STYLES, one_line
 from nemo_agents.money import format_nanos
 from nemo_agents.viewer import text
 from nemo_agents.viewer.calls import cost_in_all, other_model, reason_of, unknown_costs
 from nemo_agents.viewer.content import Block, Message, content_of
 from nemo_agents.viewer.shadows import shadow_hint, shadow_names
+from nemo_agents.viewer.spantree import KIND_MARKS, tree_of
 from nemo_agents.viewer.verdict import name_of, why
 
 __all__ = ["call_text", "print_run", "run_tree", "served_by"]
 
 _FOLD_FROM = 4  # so many calls alike, one after the other, are one line on a terminal
 _ERROR_CHARS = 200
+_DEPTH_MAX = 20  # of spans in spans
+_SAID_CHARS = 400  # of what a span took or gave, where contents are shown
 
 
 def print_run(
@@ -35,16 +38,21 @@ def print_run(
 
     By default that is done on a terminal, unless the contents of calls are shown.
     """
-    to.print(run_tree(detail, contents or {}, fold=to.is_terminal and not contents if fold is None else fold))
+    fold = to.is_terminal and contents is None if fold is None else fold
+    to.print(run_tree(detail, contents, fold=fold))
 
 
-def run_tree(detail: RunDetail, contents: Mapping[str, CallContent], *, fold: bool = False) -> Tree:
-    """Return the tree of a run."""
+def run_tree(detail: RunDetail, contents: Mapping[str, CallContent] | None, *, fold: bool = False) -> Tree:
+    """Return the tree of a run. With `contents`, even of no call, what spans took and gave is shown as well."""
     tree = Tree(_head(detail), guide_style="dim")
     branches = _Branches(detail=detail, contents=contents, fold=fold)
     branches.add_steps(tree)
     known = {step.step for step in detail.steps}
-    branches.add_calls(tree, [call for call in detail.calls if call.step not in known])
+    branches.add_rows(
+        tree,
+        [call for call in detail.calls if call.step not in known],
+        [span for span in detail.spans if span.step not in known],
+    )
     return tree
 
 
@@ -70,9 +78,10 @@ def _head(detail: RunDetail) -> Text:
 class _Branches:
     """Adds steps and calls to a tree."""
 
-    def __init__(self, *, detail: RunDetail, contents: Mapping[str, CallContent], fold: bool) -> None:
+    def __init__(self, *, detail: RunDetail, contents: Mapping[str, CallContent] | None, fold: bool) -> None:
         self._detail = detail
-        self._contents = contents
+        self._contents = contents or {}
+        self._with_texts = contents is not None
         self._fold = fold
         self._shown: set[str] = set()
 
@@ -91,13 +100,47 @@ class _Branches:
         self._shown.add(step.step)
         calls = [call for call in self._detail.calls if call.step == step.step]
         node = branch.add(_step_text(step, calls))
-        self.add_calls(node, calls)
+        self.add_rows(node, calls, [span for span in self._detail.spans if span.step == step.step])
         for inner in self._detail.steps:
             if inner.parent == step.step:
                 self._add_step(node, inner)
 
-    def add_calls(self, branch: Tree, calls: Sequence[CallRow]) -> None:
-        """Add calls in their order."""
+    def add_rows(self, branch: Tree, calls: Sequence[CallRow], spans: Sequence[SpanRow]) -> None:
+        """Add calls and spans, each under the span that it is in."""
+        way = [branch]
+        beside: list[CallRow] = []  # calls one after the other, of one depth
+        depth = 0
+        for node in tree_of(calls, spans):
+            own = min(node.depth, _DEPTH_MAX)
+            if beside and (own != depth or isinstance(node.item, SpanRow)):
+                self._add_calls(way[depth], beside)
+                beside = []
+            depth = own
+            if isinstance(node.item, SpanRow):
+                del way[depth + 1 :]
+                way.append(self._add_span(way[depth], node.item))
+            else:
+                beside.append(node.item)
+        self._add_calls(way[depth], beside)
+
+    def _add_span(self, branch: Tree, span: SpanRow) -> Tree:
+        line = Text(f"{KIND_MARKS.get(span.kind, '·')} {one_line(span.kind)} ", style="dim")
+        line.append(one_line(span.name), style="bold not dim")
+        if span.role:
+            line.append(f" ({one_line(span.role)})")
+        if span.state != "ok":
+            line.append(f"  {span.state}", style=f"not dim {STATE_STYLES.get(span.state, '')}")
+        if span.ended_us is not None:
+            line.append(f"  {text.duration(span.ended_us - span.started_us)}")
+        if span.error:
+            line.append(f"\n{one_line(text.shorten(span.error, _ERROR_CHARS))}", style="not dim red")
+        node = branch.add(line)
+        for what, said in (("input", span.input), ("output", span.output)) if self._with_texts else ():
+            if said:
+                node.add(Text(f"{what}: ", style="dim").append(text.visible(text.shorten(said, _SAID_CHARS))))
+        return node
+
+    def _add_calls(self, branch: Tree, calls: Sequence[CallRow]) -> None:
         for alike in _folded(calls) if self._fold else ([call] for call in calls):
             if len(alike) > 1:
                 branch.add(_alike_text(alike))

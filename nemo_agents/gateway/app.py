@@ -9,6 +9,7 @@ from typing import Any
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, send_json
 from nemo_agents.gateway.dataplane import DataPlane
+from nemo_agents.gateway.otlp.intake import TRACES, TraceIntake
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.hosts import host_allowed
 from nemo_agents.policy.refusal import Refusal
@@ -24,6 +25,7 @@ class GatewayApp:
 
     def __init__(self, gateway: Gateway, pages: AsgiApp) -> None:
         self._data_plane = DataPlane(gateway)
+        self._traces = TraceIntake(gateway)
         self._pages = pages
         allowed_hosts = gateway.settings.allowed_hosts
         # Clients keep to a few names; what is remembered of others is as bounded as a request's head.
@@ -37,6 +39,8 @@ class GatewayApp:
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
         if not self._host_allowed(host):
             await send_json(send, _MISDIRECTED.status, openai_error(_MISDIRECTED, ""), {})
+        elif scope["path"] == TRACES:
+            await self._traces(scope, receive, send)
         elif scope["path"].startswith("/v1/"):
             await self._data_plane(scope, receive, send)
         else:

@@ -17,7 +17,7 @@ from nemo_agents.gateway.answers import LINE, Send, send_json
 from nemo_agents.gateway.cache.replay import answer_from_cache, cache_key
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
-from nemo_agents.gateway.modellist import ModelList, model_object, models_object
+from nemo_agents.gateway.modellist import ModelList, models_object
 from nemo_agents.gateway.outages import Complaints
 from nemo_agents.gateway.relay import relay
 from nemo_agents.gateway.state import Gateway
@@ -220,7 +220,8 @@ class DataPlane:
         names = await self._models.names(x.grant)
         if name and name not in names:
             raise Denied(_no_such_model(name))
-        await send_json(x.send, 200, model_object(name) if name else models_object(names), x.common_headers())
+        told = await self._models.described(x.grant, name) if name else models_object(names)
+        await send_json(x.send, 200, told, x.common_headers())
 
     async def _denied(self, x: Exchange, refusal: Refusal) -> None:
         if not x.opened and x.grant is not None and x.is_call:

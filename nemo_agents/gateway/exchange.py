@@ -18,7 +18,7 @@ from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.stores.base import AttemptEnd, CallEnd, CallStart
 from nemo_agents.money import dollars_text
 from nemo_agents.policy.admission import least_left, past_alert
-from nemo_agents.policy.grouping import RunRef
+from nemo_agents.policy.grouping import RunRef, trace_of
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import Balance
 from nemo_agents.policy.logged import parts_without_credentials, without_credentials
@@ -108,6 +108,7 @@ class Exchange:
         """Return the intent row."""
         grant = self.grant
         prompt, params = self._content()
+        trace_id, parent_span = trace_of(self.headers)
         return CallStart(
             request_id=self.request_id,
             started_us=self.started_us,
@@ -126,6 +127,8 @@ class Exchange:
             stream=self.body.get("stream") is True,
             model_asked=self.model_asked,
             guardrails=self.guardrail_notes,
+            trace_id=trace_id,
+            parent_span=parent_span,
             prompt=prompt,
             params=params,
         )
@@ -204,9 +207,9 @@ class Exchange:
             headers |= rate_headers(self.readings)
         return headers
 
-    async def refuse(self, refusal: Refusal) -> None:
-        """Answer with a refusal; `started` must be False."""
-        headers = self.common_headers() | refusal_headers(refusal)
+    async def refuse(self, refusal: Refusal, *, cost_nanos: int | None = None) -> None:
+        """Answer with a refusal, with what it has cost; `started` must be False."""
+        headers = self.common_headers(cost_nanos=cost_nanos) | refusal_headers(refusal)
         await self.answer(refusal.status, self.wire.error_body(refusal, self.request_id), headers)
 
     async def answer(self, status: int, body: object, headers: Headers) -> None:

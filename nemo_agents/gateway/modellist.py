@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemo_agents.gateway.providers import KEY_ENV_OF
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.keys import Grant
+from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.routing import allowed
 
 __all__ = ["ModelList", "model_object", "models_object"]
@@ -40,6 +41,26 @@ class ModelList:
             if all(allowed(name, models, provider_of=owner, groups=groups) for models in lists)
         ]
 
+    async def described(self, grant: Grant, name: str) -> dict[str, Any]:
+        """Return a model as `model_object` does, and as `nemo` what is known of it.
+
+        Of a group that is what holds for each of its deployments: the smallest context, the highest prices. What is not
+        known of one of them is left out.
+        """
+        await asyncio.to_thread(self._gateway.prices.load)
+        targets = self._gateway.targets(name, grant.fleet)
+        if isinstance(targets, Refusal):
+            return model_object(name)
+        prices = self._gateway.prices
+        sizes = [target.context_tokens or prices.context_tokens(target.provider, target.model) for target in targets]
+        sold = [prices.price(target.provider, target.model) for target in targets]
+        facts = {
+            "context_tokens": _each(sizes, min),
+            "input_nanos_per_million": _each([None if price is None else price.input for price in sold], max),
+            "output_nanos_per_million": _each([None if price is None else price.output for price in sold], max),
+        }
+        return {**model_object(name), "nemo": {key: value for key, value in facts.items() if value is not None}}
+
     async def _priced(self) -> Sequence[str]:
         """Return every model of the price table whose provider can be called, as `provider/model`."""
         table = await asyncio.to_thread(self._gateway.prices.load)
@@ -48,6 +69,11 @@ class ModelList:
             self._known = table, tuple(sorted(names))
         callable_ = set(self._gateway.providers) | (set(KEY_ENV_OF) if self._gateway.stand_in else set())
         return [name for name in self._known[1] if name.partition("/")[0] in callable_ and not name.endswith("/*")]
+
+
+def _each(values: Sequence[int | None], choose: Callable[[Sequence[int]], int]) -> int | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known and len(known) == len(values) else None
 
 
 def model_object(name: str) -> dict[str, Any]:

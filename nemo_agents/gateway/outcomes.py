@@ -58,6 +58,7 @@ class Answered(Struct, frozen=True, kw_only=True):
     """An attempt that was answered, wholly or until the stream broke.
 
     `usage` is of the whole answer, None where nobody knows it; `told` is then what it had said so far, if anything.
+    `forbidden` is a call in it of a tool that the role may not use: the client does not get it, and it is billed.
     """
 
     usage: Usage | None
@@ -70,6 +71,7 @@ class Answered(Struct, frozen=True, kw_only=True):
     error: str | None = None
     told: Usage | None = None
     counted_nanos: int | None = None  # what was counted of an answer that was cut because it had cost all it may
+    forbidden: str | None = None
 
 
 async def read_failure(response: ProviderResponse) -> Failure:

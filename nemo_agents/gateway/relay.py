@@ -42,6 +42,7 @@ from nemo_agents.policy.deadline import deadline_us
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
 from nemo_agents.policy.refusal import Refusal, Tried
 from nemo_agents.policy.routing import Target
+from nemo_agents.policy.toolcheck import call_refusal, called_beyond, tool_gate
 from nemo_agents.policy.usage import Usage
 from nemo_agents.policy.wires.whole_as_stream import as_stream
 
@@ -303,14 +304,21 @@ class _Journey:
             await response.aclose()
         if isinstance(answered, Failure):
             return answered
+        if answered.forbidden is not None:
+            await self._forbid(attempt, answered, answered.forbidden)
+            return None
+        self._streamed(attempt, answered)
+        self._keep_stream(self._close(attempt, answered, settled(attempt, self._ask, answered)))
+        return None
+
+    def _streamed(self, attempt: Attempt, answered: Answered) -> None:
+        """Tell the route how an answer went that could no longer be another's."""
         if answered.state == "ok":
             self._went_well(attempt, answered.ttft_us)
         elif answered.state == "failed":
             self._asked = None
             self._route.broke(attempt.target)  # it is too late for another
             self._measured(attempt, "broken")
-        self._keep_stream(self._close(attempt, answered, settled(attempt, self._ask, answered)))
-        return None
 
     def _keep_stream(self, end: CallEnd | None) -> None:
         """Keep what the client got for who asks the same, where its role has answers kept."""
@@ -325,6 +333,7 @@ class _Journey:
             tally=way.wire.tally(x.body if way.translation is None else {}, answers=self._ask.answers),
             meter=Meter(attempt.price, attempt.start.hold_nanos, self._ask.content),
             translation=way.translation.stream(x.body) if way.translation is not None else None,
+            gate=tool_gate(way.wire.name, x.grant.tools if x.grant is not None else None),
             first_s=max(_of(config, "first_token_timeout_s", settings), between_s),
             between_s=between_s,
         )
@@ -346,6 +355,11 @@ class _Journey:
         usage = way.wire.usage(body)
         answer, finish_reason = way.wire.answer_of(body)
         answered = Answered(usage=usage, answer=answer, finish_reason=finish_reason, ttft_us=ttft_us)
+        tools = None if x.grant is None else x.grant.tools
+        called = None if tools is None else called_beyond(way.wire.name, body, tools)
+        if called is not None:
+            await self._forbid(attempt, answered, called)
+            return None
         settlement = settled(attempt, self._ask, answered)
         cost = settlement.amount_nanos
         x.balances = after(x.balances, attempt.start.hold_nanos, cost)
@@ -364,6 +378,22 @@ class _Journey:
             200, raw, x.common_headers(cost_nanos=self._cost_nanos + cost if usage and attempt.price else None)
         )
         return None
+
+    async def _forbid(self, attempt: Attempt, answered: Answered, called: str) -> None:
+        """Refuse an answer that calls a tool which the role may not use. Its provider bills it like any other."""
+        x, grant = self._x, self._x.grant
+        assert grant is not None
+        refusal = call_refusal(called, grant)
+        settlement = settled(attempt, self._ask, answered)
+        x.balances = after(x.balances, attempt.start.hold_nanos, settlement.amount_nanos)
+        self._streamed(attempt, answered)
+        self._close(attempt, answered, settlement, refusal)
+        self._out.close()  # a heartbeat now would be in the middle of the refusal
+        if x.started:
+            await self._out.end(refusal)
+        elif not self._client.gone:
+            known = answered.usage is not None and attempt.price is not None
+            await x.refuse(refusal, cost_nanos=self._cost_nanos + settlement.amount_nanos if known else None)
 
     # --- the end ------------------------------------------------------------------------------------------------
     def _measured(self, attempt: Attempt, result: AttemptResult) -> None:
@@ -384,8 +414,10 @@ class _Journey:
         elif settlement.kind != "void":
             self._guesses += 1
 
-    def _close(self, attempt: Attempt, answered: Answered, settlement: Settlement) -> CallEnd | None:
-        """Record how a call was answered; None when its end is on record already."""
+    def _close(
+        self, attempt: Attempt, answered: Answered, settlement: Settlement, refusal: Refusal | None = None
+    ) -> CallEnd | None:
+        """Record how a call was answered, or why its answer was refused; None when its end is on record already."""
         x, usage = self._x, answered.usage
         if self._open is not attempt:
             return None
@@ -397,17 +429,19 @@ class _Journey:
             n=attempt.start.n,
             ended_us=attempt.ended_us(x),
             status=answered.status,
-            error=answered.error,
+            error=answered.error,  # of the attempt: what it brought may have been refused all the same
             settlement=settlement,
             usage_source=source,
             usage=usage_facts(usage),
         )
         keep = x.gateway.settings.content == "full" and answered.answer is not None
         end = x.call_end(
-            answered.state,
-            answered.status,
-            code=answered.code,
-            error=answered.error,
+            answered.state if refusal is None else "refused",
+            answered.status if refusal is None else refusal.status,
+            code=answered.code if refusal is None else str(refusal.code),
+            error=answered.error if refusal is None else refusal.message,
+            limit=None if refusal is None else refusal.limit,
+            scope=None if refusal is None else refusal.scope,
             model_served=attempt.served,
             provider=attempt.target.provider,
             ttft_us=answered.ttft_us,

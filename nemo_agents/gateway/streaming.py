@@ -27,6 +27,7 @@ from nemo_agents.policy.pricing import Price
 from nemo_agents.policy.refusal import Refusal
 from nemo_agents.policy.settlement import output_nanos_per_mtok
 from nemo_agents.policy.sse import SseEvent, SseSplitter, SseTooLarge
+from nemo_agents.policy.toolcheck import ToolGate
 from nemo_agents.policy.wires.base import StreamTranslation, Tally
 
 __all__ = ["Meter", "Outlet", "Reading", "relay_stream"]
@@ -60,12 +61,14 @@ class Meter:
 class Reading:
     """How one stream is read. `translation` retells it, where it comes in another wire than the client's.
 
+    `gate` lets through what calls no other tools than the role's, where it has a list of them.
     `first_s` is how long the first piece of the answer may take, `between_s` each one after it.
     """
 
     tally: Tally
     meter: Meter
     translation: StreamTranslation | None
+    gate: ToolGate | None
     first_s: float
     between_s: float
 
@@ -84,12 +87,15 @@ async def relay_stream(
     back: nothing is buffered beyond a chunk. One that reads nothing for `client_timeout_s` counts as gone. A provider
     that goes on after it has used up the hold is cut off. One that stops without having said that this is the end has
     broken off, and what it told until then is not its usage.
+
+    A stream that calls a tool which the role may not use is read to its end as well, but the client gets nothing from
+    there on, and is not told here: `forbidden` of the outcome says so.
     """
-    tally, timed_out = reading.tally, False
+    tally, gate, timed_out = reading.tally, reading.gate, False
     failure: Refusal | None = None
     out.client.watch()
     try:
-        if hold_back:
+        if hold_back or gate is not None:
             out.begin()
         else:
             await out.start()
@@ -97,15 +103,22 @@ async def relay_stream(
         if tally.error is None and not tally.ended:
             failure = _broken("it stopped without an end")
     except _HoldUsedUp:
-        await out.end(_RAN_ON)
+        called = None if gate is None else gate.forbidden
+        if called is None:
+            await out.end(_RAN_ON)
         outcome = _outcome(tally, _RAN_ON, out.ttft_us, gone=out.client.gone)
-        return replace(outcome, counted_nanos=reading.meter.counted_nanos(tally))
+        outcome = replace(outcome, counted_nanos=reading.meter.counted_nanos(tally))
+        return outcome if called is None else _forbidden(out, outcome, called)
     except (UpstreamError, SseTooLarge) as error:
         failure = None if tally.said_done else _broken(str(error))
         timed_out = isinstance(error, UpstreamError) and error.timed_out
     except TimeoutError:
         failure = None if tally.said_done else _broken("the client left, and the provider did not finish in time")
     gone = out.client.gone
+    if gate is not None and failure is None:
+        failure = _after_gate(gate, tally)
+    if gate is not None and gate.forbidden is not None:
+        return _forbidden(out, _outcome(tally, failure, out.ttft_us, gone=gone), gate.forbidden)
     broke = failure.message if failure is not None else tally.error
     if hold_back and broke is not None and not tally.visible and not out.shown and not gone:
         out.forget()
@@ -283,7 +296,7 @@ async def _pump(response: ProviderResponse, reading: Reading, out: Outlet, *, ho
                         out.mark_first()
                         if said:
                             silence.said()
-                    await out.write(data, hold=hold_back and not tally.visible)
+                    await out.write(data, hold=_holds(reading, hold_back=hold_back))
                     if reading.meter.reached(tally) and not tally.finished:
                         raise _HoldUsedUp
                     silence.waiting()
@@ -294,12 +307,19 @@ async def _pump(response: ProviderResponse, reading: Reading, out: Outlet, *, ho
     finally:
         silence.stop()
     data, _ = _visible(splitter.end(), reading)
-    await out.write(data, hold=hold_back and not tally.visible)
+    await out.write(data, hold=_holds(reading, hold_back=hold_back))
+
+
+def _holds(reading: Reading, *, hold_back: bool) -> bool:
+    """Say whether the client is to see nothing yet: until then, it can be given another answer than this stream."""
+    if reading.gate is None:
+        return hold_back and not reading.tally.visible
+    return reading.gate.closed or not reading.tally.visible
 
 
 def _visible(events: Iterable[SseEvent], reading: Reading) -> tuple[bytes, bool]:
     """Return what the client gets to see of these events, and whether they say anything at all."""
-    tally, translation = reading.tally, reading.translation
+    tally, translation, gate = reading.tally, reading.translation, reading.gate
     out, said = bytearray(), False
     for event in events:
         chunk: object = None
@@ -313,11 +333,36 @@ def _visible(events: Iterable[SseEvent], reading: Reading) -> tuple[bytes, bool]
                 except NOT_JSON:
                     chunk = None  # not ours to judge: it is passed on, and says nothing about usage
         shown = tally.see(chunk)
-        if translation is not None:
+        if gate is not None:
+            for raw, passed in _let(gate, event, chunk, shown=shown):
+                out += raw if translation is None else translation.feed(passed)
+        elif translation is not None:
             out += translation.feed(chunk)
         elif shown:
             out += event.raw
     return bytes(out), said
+
+
+def _let(gate: ToolGate, event: SseEvent, chunk: object, *, shown: bool) -> list[tuple[bytes, object]]:
+    """Return what the gate lets out now. What cannot be read goes to nobody: a client might read a call in it."""
+    if chunk is None and event.data and not event.data.startswith(b"[DONE]"):
+        return []
+    return gate.let(event.raw if shown else b"", chunk, size=len(event.raw))
+
+
+def _after_gate(gate: ToolGate, tally: Tally) -> Refusal | None:
+    """Close the gate at the end of a stream; what the provider said went wrong may be behind it."""
+    if tally.error is None:
+        gate.end()
+    elif gate.closed and gate.forbidden is None:
+        return _failed(f"The provider's stream failed: {tally.error}.")
+    return None
+
+
+def _forbidden(out: Outlet, outcome: Answered, called: str) -> Answered:
+    """Forget what waits to be seen; what the stream says of itself stays on the attempt's record."""
+    out.forget()
+    return replace(outcome, forbidden=called)
 
 
 def _outcome(tally: Tally, failure: Refusal | None, ttft_us: int | None, *, gone: bool) -> Answered:

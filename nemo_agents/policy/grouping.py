@@ -23,7 +23,7 @@ from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.ledger import RunCaps
 from nemo_agents.policy.refusal import Refusal
 
-__all__ = ["REQUEST_ID_PREFIX", "RunRef", "is_run_id", "own_run", "run_of"]
+__all__ = ["REQUEST_ID_PREFIX", "RunRef", "is_run_id", "own_run", "run_of", "trace_of"]
 
 # A call without grouping is a run of its own, under its request id: no client may take such a name beforehand.
 REQUEST_ID_PREFIX: Final = "req_"
@@ -31,7 +31,7 @@ REQUEST_ID_PREFIX: Final = "req_"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
-_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
 _NO_CAPS = RunCaps()
 _OURS: Final = frozenset({h.RUN_NAME, h.STEP, h.PARENT_STEP, h.RUN_BUDGET, h.RUN_MAX_CALLS})
 _ALIASES: Final = frozenset(h.RUN_ALIASES)
@@ -87,6 +87,12 @@ def run_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> RunRef | Refu
         parent_step=labels.get(h.PARENT_STEP),
         caps=caps,
     )
+
+
+def trace_of(headers: Mapping[str, str]) -> tuple[str, str] | tuple[None, None]:
+    """Return the trace and the span that a call says it is made in, as W3C `traceparent` tells them."""
+    match = _TRACEPARENT.fullmatch(headers.get(h.TRACEPARENT, ""))
+    return (match[1], match[2]) if match else (None, None)
 
 
 def own_run(run: RunRef, grant: Grant) -> RunRef:

@@ -41,12 +41,15 @@ class _Message:
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     tool_calls: list[_ToolCall] = field(default_factory=list)
+    function_call: _ToolCall | None = None  # what there was before them
 
     def whole(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant"}
         message |= {key: "".join(pieces) for key, pieces in self.texts.items()}
         if self.tool_calls:
             message["tool_calls"] = [call.whole() for call in self.tool_calls]
+        if self.function_call is not None:
+            message["function_call"] = self.function_call.whole()["function"]
         return message
 
 
@@ -142,6 +145,10 @@ class StreamTally:
                 if isinstance(part, dict):
                     says = True
                     self._see_tool_call(message, part)
+            if isinstance(delta.get("function_call"), dict):
+                says = True
+                message.function_call = message.function_call or _ToolCall()
+                self._see_function(message.function_call, delta["function_call"])
         if says:
             self._usage_newest = False
         self._see_finish(index, choice.get("finish_reason"), says=says)
@@ -162,9 +169,12 @@ class StreamTally:
             return
         while len(message.tool_calls) <= index:
             message.tool_calls.append(_ToolCall())
-        call, function = message.tool_calls[index], part.get("function")
+        call = message.tool_calls[index]
         if isinstance(part.get("id"), str):
             call.id = part["id"]
+        self._see_function(call, part.get("function"))
+
+    def _see_function(self, call: _ToolCall, function: object) -> None:
         if isinstance(function, dict):
             if isinstance(function.get("name"), str):
                 call.name.append(function["name"])

@@ -40,11 +40,14 @@ __all__ = [
     "error_of_exception",
     "is_plain_exit",
     "is_stop",
+    "quotes",
+    "shown",
     "stop_of",
     "stopped_by",
 ]
 
 ERROR_LENGTH_MAX: Final = 500
+_MARK_LENGTH_MIN: Final = 8  # characters; a shorter text is in too many others
 _CAUSES_MAX: Final = 16  # deep enough for any framework; a bound, because a chain can be a ring
 
 # An error that arrives inside a stream has no status of its own: the answer had begun as 200.
@@ -133,6 +136,23 @@ def stop_of(exc: BaseException) -> GatewayError | None:
     return None
 
 
+def quotes(exc: BaseException, refusal: GatewayError) -> bool:
+    """Say whether an exception, or a cause of it, has a refusal's message or request id in its text."""
+    told = (
+        [refusal.message, refusal.request_id] if isinstance(refusal, (Refused, GatewayUnavailable)) else [str(refusal)]
+    )
+    marks = [mark for mark in told if mark and len(mark) >= _MARK_LENGTH_MIN]
+    cause: BaseException | None = exc
+    for _ in range(_CAUSES_MAX):
+        if cause is None:
+            return False
+        text = str(cause)
+        if any(mark in text for mark in marks):
+            return True
+        cause = cause.__cause__
+    return False
+
+
 def stopped_by(error: GatewayError, *, step: str | None) -> StoppedBy | None:
     """Return what an error says about the end of a run; None for an error that is not an answer of the gateway."""
     if not isinstance(error, (Refused, UpstreamFailed, GatewayUnavailable)):
@@ -144,7 +164,7 @@ def stopped_by(error: GatewayError, *, step: str | None) -> StoppedBy | None:
         limit=error.limit,
         step=step,
         request_id=error.request_id,
-        message=_shown(error.message),
+        message=shown(error.message),
     )
 
 
@@ -170,10 +190,11 @@ def describe(exc: BaseException) -> str:
             said = "the program was interrupted"
         case _:
             said = str(exc)
-    return _shown(f"{type(exc).__name__}: {said}" if said else type(exc).__name__)
+    return shown(f"{type(exc).__name__}: {said}" if said else type(exc).__name__)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a text of strangers as one line that may be stored: cut, and without anything that looks like a key."""
     line = " ".join(hide_keys(text).split())
     return line if len(line) <= ERROR_LENGTH_MAX else line[: ERROR_LENGTH_MAX - 1] + "…"
 

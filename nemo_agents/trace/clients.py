@@ -1,16 +1,14 @@
 """The real `openai` clients, pointed at the gateway with a role's key, and telling it which run and step they serve.
 
 Everything goes through public parts of `openai` and works with its second major version (on httpx) and its third (on
-httpx2), so neither HTTP library is imported here. Errors are mapped in `request` and not in an HTTP hook: version 2
-retries and wraps whatever a hook raises.
+httpx2). Errors are mapped in `request` and not in an HTTP hook: version 2 retries and wraps whatever a hook raises.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, MutableMapping
-from typing import Any, NoReturn, Protocol, TypeVar, get_args, get_origin
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self, TypeVar, get_args, get_origin
 
 try:
     import openai
@@ -21,106 +19,211 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from nemo_agents.admin import headers as h
-from nemo_agents.errors import GatewayError, GatewayUnreachable
-from nemo_agents.policy.hosts import is_loopback_url
-from nemo_agents.secret import Secret
-from nemo_agents.trace import answers, propagate
-from nemo_agents.trace.context import Answer, Place, here
-from nemo_agents.trace.network import bare_tls, is_plain
+from nemo_agents.errors import GatewayUnreachable, NemoError, RunEnded
+from nemo_agents.trace import answers, waiting
+from nemo_agents.trace.connections import CLOSED, Connections, note
+from nemo_agents.trace.context import Place
+from nemo_agents.trace.waiting import SYSTEM_SLEEPER, Sleeper
 
 __all__ = [
     "AsyncGatewayOpenAI",
-    "Connections",
     "GatewayOpenAI",
+    "Line",
     "async_openai_client",
+    "connections",
     "openai_client",
 ]
 
-_EXTENSION = "nemo_agents"  # where a request carries its place from the request hook to the response hook
-
-_CLOSED = (
-    "this client is closed: a step's clients end with their run. For an agent that outlives a run "
-    "take fleet[role].openai() or fleet[role].async_openai()."
-)
+_RETRY_COUNT = "x-stainless-retry-count"  # what openai's own retries say; ours take their place
+_CAUSES_MAX = 8
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What a client speaks to the gateway over: its connections, the step it was made for, and how it waits."""
+
+    connections: Connections
+    step: str | None = None
+    sleeper: Sleeper = SYSTEM_SLEEPER
+
+
+def connections(gateway_url: str, *, made_at: Place | None = None) -> Connections:
+    """Return connections of the kind that the installed `openai` wants."""
+    return Connections(gateway_url, library=openai, made_at=made_at)
+
+
 def openai_client(
-    gateway_url: str,
-    key: Secret,
-    *,
-    connections: Connections | None = None,
-    place: Place | None = None,
-    max_retries: int = 2,
-    timeout_s: float | None = None,
+    line: Line, key: str, *, place: Place | None = None, max_retries: int = 2, timeout_s: float | None = None
 ) -> GatewayOpenAI:
-    """Return an `openai.OpenAI` for this gateway and key.
+    """Return an `openai.OpenAI` for this line; `key` is the role's stand-in.
 
     Its calls belong to the run and step that are current when they are made; where none is (a thread that lost the
-    context), to `place`. `connections` are shared with other clients; without them the client has its own.
+    context), to the place that the connections were made at, or to the step that `place` is.
     """
-    connections = connections or Connections(gateway_url, place=place)
-    return GatewayOpenAI(
-        api_key=key.reveal(),
-        base_url=f"{gateway_url}/v1",
+    client = GatewayOpenAI(
+        api_key=key,
+        base_url=f"{line.connections.gateway_url}/v1",
         max_retries=max_retries,
         timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
         default_headers=None if place is None else place.headers(),
-        http_client=connections.sync(),
+        http_client=line.connections.sync(),
     )
+    return client.over(line)
 
 
 def async_openai_client(
-    gateway_url: str,
-    key: Secret,
-    *,
-    connections: Connections | None = None,
-    place: Place | None = None,
-    max_retries: int = 2,
-    timeout_s: float | None = None,
+    line: Line, key: str, *, place: Place | None = None, max_retries: int = 2, timeout_s: float | None = None
 ) -> AsyncGatewayOpenAI:
-    """Return an `openai.AsyncOpenAI` for this gateway and key; see `openai_client`.
+    """Return an `openai.AsyncOpenAI` for this line; see `openai_client`.
 
     It may be used from several event loops, one after the other or side by side: each has its own connections.
     """
-    connections = connections or Connections(gateway_url, place=place)
-    return AsyncGatewayOpenAI(
-        api_key=key.reveal(),
-        base_url=f"{gateway_url}/v1",
+    client = AsyncGatewayOpenAI(
+        api_key=key,
+        base_url=f"{line.connections.gateway_url}/v1",
         max_retries=max_retries,
         timeout=openai.NOT_GIVEN if timeout_s is None else timeout_s,
         default_headers=None if place is None else place.headers(),
-        http_client=connections.asynchronous(),
+        http_client=line.connections.asynchronous(),
     )
+    return client.over(line)
 
 
 class GatewayOpenAI(openai.OpenAI):
-    """`openai.OpenAI` that raises the errors of `nemo_agents.errors`, each from the openai error it stands for."""
+    """`openai.OpenAI` that raises the errors of `nemo_agents.errors`, each from the openai error it stands for.
+
+    It sends again what `nemo_agents.trace.waiting` says, at most `max_retries` times. A copy that a framework makes
+    of its settings, deep or not, is the client itself.
+    """
+
+    __line: Line | None = None
+
+    def over(self, line: Line | None) -> Self:
+        """Have this client speak over a line."""
+        self.__line = line
+        return self
+
+    def copy(self, *args: Any, **changes: Any) -> Self:
+        """Return a client with other settings; see `openai.OpenAI.copy`."""
+        return super().copy(*args, **changes).over(self.__line)
+
+    with_options = copy
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        return self
 
     def request(self, cast_to: Any, options: Any, *, stream: Any = False, stream_cls: Any = None) -> Any:
-        """Send a request and return what it gives; `openai` calls this for every method of every resource."""
-        _check_open(self)
-        try:
-            return super().request(cast_to, options, stream=stream, stream_cls=_mapped(stream_cls))
-        except openai.APIStatusError as exc:
-            raise answers.error_of(exc.response) from exc
-        except openai.APIConnectionError as exc:
-            raise _unreachable(str(self.base_url), exc) from exc
+        """Send a request and return what it gives; `openai` calls this for every method of every resource.
+
+        Raises RunEnded before anything is sent when the run that the call belongs to is over.
+        """
+        tries = _Tries(self, self.__line, options)
+        while True:
+            one = tries.next()
+            try:
+                return super().request(cast_to, one, stream=stream, stream_cls=_mapped(stream_cls))
+            except (openai.APIStatusError, openai.APIConnectionError) as exc:
+                wait_s = tries.wait_s(exc)
+            tries.sleeper.sleep(wait_s)
 
 
 class AsyncGatewayOpenAI(openai.AsyncOpenAI):
     """`openai.AsyncOpenAI` that raises the errors of `nemo_agents.errors`; see `GatewayOpenAI`."""
 
+    __line: Line | None = None
+
+    def over(self, line: Line | None) -> Self:
+        """Have this client speak over a line."""
+        self.__line = line
+        return self
+
+    def copy(self, *args: Any, **changes: Any) -> Self:
+        """Return a client with other settings; see `openai.AsyncOpenAI.copy`."""
+        return super().copy(*args, **changes).over(self.__line)
+
+    with_options = copy
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        return self
+
     async def request(self, cast_to: Any, options: Any, *, stream: Any = False, stream_cls: Any = None) -> Any:
-        """Send a request and return what it gives; `openai` calls this for every method of every resource."""
-        _check_open(self)
+        """Send a request and return what it gives; `openai` calls this for every method of every resource.
+
+        Raises RunEnded before anything is sent when the run that the call belongs to is over.
+        """
+        tries = _Tries(self, self.__line, options)
+        while True:
+            one = tries.next()
+            try:
+                return await super().request(cast_to, one, stream=stream, stream_cls=_mapped(stream_cls))
+            except (openai.APIStatusError, openai.APIConnectionError) as exc:
+                wait_s = tries.wait_s(exc)
+            await tries.sleeper.asleep(wait_s)
+
+
+class _Tries:
+    """The tries of one call: what is sent next, and how long is waited after one that failed."""
+
+    def __init__(self, client: openai.OpenAI | openai.AsyncOpenAI, line: Line | None, options: Any) -> None:
+        self.sleeper = SYSTEM_SLEEPER if line is None else line.sleeper
+        self._client = client
+        self._line = line
+        self._options = options
+        self._sent = 0
+        self._lost = 0
+        # A body that is read while it is sent cannot be sent twice.
+        streamed = options.files or not isinstance(getattr(options, "content", None), bytes | None)
+        self._left = 0 if streamed else options.get_max_retries(client.max_retries)
+
+    def next(self) -> Any:
+        """Return the options of the next try, to be sent once. Raises RunEnded, and RuntimeError of a closed client."""
+        if self._line is not None:
+            self._line.connections.place(self._line.step)
+        # Said here and not by the HTTP client: openai 2 would take that for a broken connection, and retry.
+        if self._client.is_closed():
+            raise RuntimeError(CLOSED)
+        changes: dict[str, Any] = {"max_retries": 0}
+        if self._sent:
+            given = self._options.headers
+            headers = {} if isinstance(given, openai.NotGiven) else given
+            changes["headers"] = {**headers, _RETRY_COUNT: str(self._sent)}
+        self._sent += 1
+        return self._options.model_copy(update=changes)
+
+    def wait_s(self, exc: openai.APIStatusError | openai.APIConnectionError) -> float:
+        """Return the seconds until the next try. Raises the error that this one stands for when there is none."""
+        left_s = self._left_s()
+        if isinstance(exc, openai.APIStatusError):
+            refusal = answers.error_of(exc.response)
+            error: NemoError = refusal
+            told_not_to = exc.response.headers.get(h.SHOULD_RETRY) == "false"
+            wait_s = waiting.wait_after_refusal_s(
+                refusal, told_not_to=told_not_to, tries_left=self._left, left_s=left_s
+            )
+        else:
+            error = _unreachable(str(self._client.base_url), exc)
+            self._lost += 1
+            again = 0 if _may_have_arrived(exc) else self._left
+            wait_s = waiting.wait_after_loss_s(lost=self._lost, tries_left=again, left_s=left_s)
+        if wait_s is None:
+            raise error from exc
+        self._left -= 1
+        return wait_s
+
+    def _left_s(self) -> float | None:
         try:
-            return await super().request(cast_to, options, stream=stream, stream_cls=_mapped(stream_cls))
-        except openai.APIStatusError as exc:
-            raise answers.error_of(exc.response) from exc
-        except openai.APIConnectionError as exc:
-            raise _unreachable(str(self.base_url), exc) from exc
+            place = None if self._line is None else self._line.connections.place(self._line.step)
+        except RunEnded:  # meanwhile; the answer is told as it is, and nothing is sent again
+            return 0
+        return None if place is None else place.left_s()
 
 
 class _Stream(openai.Stream[_T]):
@@ -162,12 +265,6 @@ def _mapped(stream_cls: Any) -> Any:
     return stream_cls if ours is None else ours[get_args(stream_cls)]
 
 
-def _check_open(client: openai.OpenAI | openai.AsyncOpenAI) -> None:
-    # Said here and not by the HTTP client: openai 2 would take that for a broken connection, and retry.
-    if client.is_closed():
-        raise RuntimeError(_CLOSED)
-
-
 def _raise_from_stream(exc: Exception, response: Any) -> NoReturn:
     if isinstance(exc, openai.APIConnectionError) or _is_of_the_connection(exc, response):
         raise GatewayUnreachable(
@@ -177,7 +274,7 @@ def _raise_from_stream(exc: Exception, response: Any) -> NoReturn:
         raise exc
     body = exc.body if isinstance(exc.body, dict) else {"message": exc.message}
     error = answers.error_of_event(body, response.headers)
-    _note(response, error, in_stream=True)
+    note(response, error, in_stream=True)
     raise error from exc
 
 
@@ -195,182 +292,21 @@ def _library_of(thing: object) -> str:
     return type(thing).__module__.partition(".")[0]
 
 
-def _unreachable(url: str, exc: openai.APIConnectionError) -> GatewayUnreachable:
+def _may_have_arrived(exc: openai.APIConnectionError) -> bool:
+    """Whether the gateway may be at work on the request: a second one would be paid for a second time."""
+    return isinstance(exc, openai.APITimeoutError) and "Connect" not in type(exc.__cause__).__name__
+
+
+def _unreachable(url: str, exc: openai.APIConnectionError) -> NemoError:
+    """Return what a lost connection stands for; version 2 wraps what a hook raised as well."""
+    cause: BaseException | None = exc
+    for _ in range(_CAUSES_MAX):
+        cause = cause.__cause__ if cause is not None else None
+        if isinstance(cause, NemoError):
+            return cause
     if isinstance(exc, openai.APITimeoutError):
         return GatewayUnreachable(f"the gateway at {url} did not answer in time. Look at `nemo-agents status`.")
     return GatewayUnreachable(
         f"no answer from the gateway at {url}: {exc.__cause__ or exc}. "
         "Start it with `nemo-agents gateway`, or correct NEMO_GATEWAY_URL."
     )
-
-
-# --- connections ----------------------------------------------------------------------------------------------------
-class Connections:
-    """The HTTP clients that the clients of one run share, made at first use; any thread may ask for them."""
-
-    def __init__(self, gateway_url: str, *, place: Place | None = None) -> None:
-        self._hooks = _Hooks(gateway_url, place)
-        # A proxy from the environment must not come between this machine and its own gateway.
-        self._options: dict[str, Any] = {"trust_env": not is_loopback_url(gateway_url)}
-        if is_plain(gateway_url):
-            self._options["verify"] = bare_tls()
-        self._lock = threading.Lock()
-        self._sync: Any = None
-        self._async: _PerLoopClient | None = None
-
-    def sync(self) -> Any:
-        """Return the blocking HTTP client, of the kind that the installed `openai` wants."""
-        with self._lock:
-            if self._sync is None:
-                hooks: dict[str, list[Any]] = {
-                    "request": [self._hooks.request],
-                    "response": [self._hooks.response],
-                }
-                self._sync = openai.DefaultHttpxClient(event_hooks=hooks, **self._options)
-            return self._sync
-
-    def asynchronous(self) -> Any:
-        """Return the awaiting HTTP client, of the kind that the installed `openai` wants."""
-        with self._lock:
-            if self._async is None:
-                hooks = {"request": [self._hooks.arequest], "response": [self._hooks.aresponse]}
-                self._async = _PerLoopClient({"event_hooks": hooks, **self._options})
-            return self._async
-
-    def close(self) -> None:
-        """Close what can be closed without waiting; connections of running event loops are closed by their loops."""
-        if self._sync is not None:
-            self._sync.close()
-        if self._async is not None:
-            self._async.close_soon()
-
-    async def aclose(self) -> None:
-        """Close everything that belongs to this event loop or to none, and the rest as `close` does."""
-        if self._sync is not None:
-            self._sync.close()
-        if self._async is not None:
-            await self._async.aclose()
-
-
-class _PerLoopClient(openai.DefaultAsyncHttpxClient):
-    """One HTTP client per event loop behind one face.
-
-    A kept-alive connection belongs to the loop it was opened in. A client that is carried into a second
-    `asyncio.run()` would find it dead: openai 3 fails then, openai 2 loses a retry.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__(verify=bare_tls(), trust_env=False)  # the face itself never opens a connection
-        self.__options = options
-        self.__lock = threading.Lock()
-        self.__by_loop: dict[asyncio.AbstractEventLoop, Any] = {}
-        self.__closed = False
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it has been closed; it cannot be used any more then."""
-        return self.__closed
-
-    async def send(self, request: Any, **options: Any) -> Any:
-        """Send a request on a connection of the running event loop."""
-        return await self.__of(asyncio.get_running_loop()).send(request, **options)
-
-    async def aclose(self) -> None:
-        """Close the connections of the running loop now, those of other running loops in their own time."""
-        mine = self.__detach(asyncio.get_running_loop())
-        if mine is not None:
-            await mine.aclose()
-        await super().aclose()
-
-    def close_soon(self) -> None:
-        """Have every running loop close its connections; for callers that cannot wait."""
-        self.__detach(None)
-
-    def __of(self, loop: asyncio.AbstractEventLoop) -> Any:
-        with self.__lock:
-            if self.__closed:
-                raise RuntimeError(_CLOSED)
-            if loop not in self.__by_loop:
-                # Closed loops are dropped here: their connections are gone, and would keep the loops in memory.
-                self.__by_loop = {old: kept for old, kept in self.__by_loop.items() if not old.is_closed()}
-                self.__by_loop[loop] = openai.DefaultAsyncHttpxClient(**self.__options)
-            return self.__by_loop[loop]
-
-    def __detach(self, running: asyncio.AbstractEventLoop | None) -> Any:
-        with self.__lock:
-            self.__closed = True
-            by_loop, self.__by_loop = self.__by_loop, {}
-        mine = by_loop.pop(running, None) if running is not None else None
-        for loop, client in by_loop.items():
-            if loop.is_running():
-                _run_in(loop, client.aclose())
-        return mine
-
-
-def _run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:  # the loop was closed meanwhile, and its connections with it
-        work.close()
-
-
-# --- hooks ----------------------------------------------------------------------------------------------------------
-class _Request(Protocol):
-    @property
-    def headers(self) -> MutableMapping[str, str]: ...
-
-    @property
-    def extensions(self) -> MutableMapping[str, Any]: ...
-
-
-class _Hooks:
-    """Runs around every attempt of every call, retries included: says where it belongs and notes what it gave."""
-
-    def __init__(self, gateway_url: str, place: Place | None) -> None:
-        self._gateway_url = gateway_url
-        self._made_at = place
-
-    def request(self, request: _Request) -> None:
-        place = here()
-        if place is not None and place.gateway_url == self._gateway_url:
-            for name in propagate.OURS:
-                request.headers.pop(name, None)
-        elif self._made_at is not None:
-            step = request.headers.get(h.STEP)
-            place = self._made_at.at(None if step is None else propagate.decode_text(step))
-        else:
-            return
-        request.headers.update(place.headers())
-        request.extensions[_EXTENSION] = (place, place.sends())
-
-    def response(self, response: Any) -> None:
-        if _EXTENSION not in response.request.extensions:
-            return
-        error = None
-        if response.status_code >= 400:
-            response.read()
-            error = answers.error_of(response)
-        _note(response, error)
-
-    async def arequest(self, request: _Request) -> None:
-        self.request(request)
-
-    async def aresponse(self, response: Any) -> None:
-        if response.status_code >= 400 and _EXTENSION in response.request.extensions:
-            await response.aread()
-        self.response(response)
-
-
-def _note(response: Any, error: GatewayError | None, *, in_stream: bool = False) -> None:
-    noted: tuple[Place, int] | None = response.request.extensions.get(_EXTENSION)
-    if noted is None:
-        return
-    place, sent = noted
-    answer = Answer(
-        sent=sent,
-        in_stream=in_stream,
-        request_id=response.headers.get(h.REQUEST_ID),
-        cost_nanos=None if in_stream else answers.cost_of(response.headers),
-        error=error,
-    )
-    place.saw(answer)

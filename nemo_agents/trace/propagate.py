@@ -30,6 +30,7 @@ __all__ = [
     "run_name",
     "step_name",
     "trace_id_of",
+    "under_span",
     "unique_label",
 ]
 
@@ -88,6 +89,12 @@ def call_headers(run: RunRef, step: StepRef | None) -> Mapping[str, str]:
     span_id = run.span_id if step is None else step.span_id
     out[headers.TRACEPARENT] = f"00-{trace_id_of(run.run_id)}-{span_id}-01"
     return out
+
+
+def under_span(call: Mapping[str, str], span_id: str) -> Mapping[str, str]:
+    """Return the headers of a call with this span as its parent."""
+    version, trace_id, _, flags = call[headers.TRACEPARENT].split("-")
+    return {**call, headers.TRACEPARENT: f"{version}-{trace_id}-{span_id}-{flags}"}
 
 
 def trace_id_of(run_id: str) -> str:

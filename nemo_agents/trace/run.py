@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
-from dataclasses import dataclass
-from functools import wraps
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar
 from urllib.parse import quote
 
 from nemo_agents.admin.wire import RunReport, RunRow, StepReport, StoppedBy
@@ -20,74 +19,47 @@ from nemo_agents.money import Money
 from nemo_agents.trace import answers, context, propagate
 from nemo_agents.trace.context import Answer, Place
 from nemo_agents.trace.member import Member
+from nemo_agents.trace.otlp import AttributeValue, SpanKind
 from nemo_agents.trace.propagate import RunRef, StepRef
+from nemo_agents.trace.rim import REPORT_TIMEOUT_S, Rim
+from nemo_agents.trace.spans import Span, Spans
 from nemo_agents.trace.tally import Tally
 
 if TYPE_CHECKING:
-    from nemo_agents.trace.clients import AsyncGatewayOpenAI, Connections, GatewayOpenAI
+    from nemo_agents.trace.clients import AsyncGatewayOpenAI, GatewayOpenAI, Line
+    from nemo_agents.trace.connections import Connections
 
-__all__ = ["AsyncReporter", "OnStop", "Reporter", "Rim", "Run", "Step", "current_run", "current_step"]
+__all__ = ["OnStop", "Run", "Step", "current_run", "current_step"]
 
-REPORT_TIMEOUT_S: Final = 2.0
 _ENDS: Final[Mapping[str, State]] = {"ok": "ok", "recovered": "recovered", "failed": "failed", "stopped": "stopped"}
+SPANS_TIMEOUT_S: Final = 2.0  # how long the end of a run waits for its spans to be sent
 _WITH_A_CAUSE: Final = frozenset({"failed", "stopped"})
 
 OnStop = Literal["return", "raise"]
 State = Literal["new", "running", "ok", "recovered", "failed", "stopped"]
-Reporter = Callable[[str, RunReport], RunRow]
-AsyncReporter = Callable[[str, RunReport], Awaitable[RunRow]]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rim:
-    """What a run needs from outside: its gateway, its fleet's members, a clock, ids, and a way to report.
-
-    `clock_us` gives microseconds since the epoch (UTC), `new_span_id` 16 hex digits. The reporters tell the
-    gateway about the run by its id and return its row; whatever they raise stays inside the run.
-    """
-
-    gateway_url: str
-    member: Callable[[str], Member]
-    report: Reporter
-    areport: AsyncReporter
-    clock_us: Callable[[], int]
-    new_span_id: Callable[[], str]
-
-
 def current_run() -> Run | None:
     """Return the run that this thread or task is in, None outside of any."""
-    place = context.here()
-    if isinstance(place, Step):
-        return place.run
+    place = _current(Run)
     return place if isinstance(place, Run) else None
 
 
 def current_step() -> Step | None:
     """Return the step that this thread or task is in, None outside of any."""
-    place = context.here()
+    place = _current(Step)
     return place if isinstance(place, Step) else None
 
 
-def bind(place: Place, fn: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Return the function with `place` current while it runs, whatever thread or task runs it."""
-    if inspect.iscoroutinefunction(fn):
-
-        @wraps(fn)
-        async def run_in_place(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-            with context.inside(place):
-                return await fn(*args, **kwargs)
-
-        return cast("Callable[_P, _R]", run_in_place)
-
-    @wraps(fn)
-    def call_in_place(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with context.inside(place):
-            return fn(*args, **kwargs)
-
-    return call_in_place
+def _current(kind: type[Run | Step]) -> Place | None:
+    """Return the nearest place of this kind, going outwards from the current one."""
+    place = context.here()
+    while place is not None and not isinstance(place, kind):
+        place = place.around
+    return place
 
 
 class Step:
@@ -95,15 +67,31 @@ class Step:
 
     `label` is the name, with `#2` and so on where a run has several of that name. What is put into `result` is
     part of the run's result when the run is stopped.
+
+    `timeout_s` (seconds from the beginning, None for no end) is told to the gateway with each call, and no client waits
+    beyond it before it tries again. A step inside another has no more time than that one.
     """
 
-    def __init__(self, run: Run, ref: StepRef, *, name: str, role: str | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        ref: StepRef,
+        *,
+        name: str,
+        role: str | None,
+        timeout_s: float | None = None,
+        parent: Step | None = None,
+    ) -> None:
         self.run = run
         self.name = name
         self.role = role
         self.result: Any = None
         self.state: State = "new"
         self.error: str | None = None
+        self.timeout_s = timeout_s
+        self._parent = parent
+        self._deadline_us: int | None = None
+        self._partial: Any = None
         self._ref = ref
         self._headers = propagate.call_headers(run.ref, ref)
         self._started_us = 0
@@ -140,9 +128,8 @@ class Step:
         from nemo_agents.trace import clients  # noqa: PLC0415 - openai is an optional extra and slow to import
 
         if self._openai is None:
-            self._openai = clients.openai_client(
-                self.gateway_url, self.member.key, connections=self.run.connections(), place=self
-            )
+            line, key = self._line()
+            self._openai = clients.openai_client(line, key, place=self)
         return self._openai
 
     def async_openai(self) -> AsyncGatewayOpenAI:
@@ -150,14 +137,20 @@ class Step:
         from nemo_agents.trace import clients  # noqa: PLC0415 - openai is an optional extra and slow to import
 
         if self._async_openai is None:
-            self._async_openai = clients.async_openai_client(
-                self.gateway_url, self.member.key, connections=self.run.connections(), place=self
-            )
+            line, key = self._line()
+            self._async_openai = clients.async_openai_client(line, key, place=self)
         return self._async_openai
+
+    def _line(self) -> tuple[Line, str]:
+        from nemo_agents.trace import clients  # noqa: PLC0415 - openai is an optional extra and slow to import
+
+        member, connections = self.member, self.run.connections()
+        key = connections.hold(member.name, member.key)
+        return clients.Line(connections=connections, step=self.label, sleeper=member.sleeper), key
 
     def bind(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         """Return the function so that it runs in this step on any thread: `pool.map(step.bind(work), items)`."""
-        return bind(self, fn)
+        return context.bind(self, fn)
 
     # --- where calls happen (trace.context.Place) ---
     @property
@@ -165,9 +158,40 @@ class Step:
         """The gateway that the run lives on."""
         return self.run.gateway_url
 
+    @property
+    def around(self) -> Place:
+        """The step around this one, else the run."""
+        return self._parent or self.run
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended."""
+        return self.run.over
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.run.id
+
+    @property
+    def step_label(self) -> str:
+        """The label; see `label`."""
+        return self.label
+
+    @property
+    def span_id(self) -> str:
+        """The span that calls made in this step belong under."""
+        return self._ref.span_id
+
     def headers(self) -> Mapping[str, str]:
         """Return the headers of a call made in this step."""
         return self._headers
+
+    def left_s(self) -> float | None:
+        """Return the seconds until the deadline of this step or of one around it, 0 when it has passed."""
+        if self._deadline_us is None:
+            return None
+        return max(0, self._deadline_us - self.run.rim.clock_us()) / 1e6
 
     def at(self, step: str | None) -> Place:
         """Return the step of this run with that label, or the run."""
@@ -187,6 +211,10 @@ class Step:
             raise RuntimeError(f"the step {self.label} was entered before; a second pass is a step of its own")
         self.state = "running"
         self._started_us = self.run.rim.clock_us()
+        ends = [] if self.timeout_s is None else [self._started_us + int(self.timeout_s * 1e6)]
+        if self._parent is not None and self._parent._deadline_us is not None:  # noqa: SLF001 - a step like this one
+            ends.append(self._parent._deadline_us)  # noqa: SLF001 - likewise
+        self._deadline_us = min(ends, default=None)
         self._token = context.enter(self)
         return self
 
@@ -196,12 +224,14 @@ class Step:
         self._ended_us = self.run.rim.clock_us()
         if self._token is not None:
             context.leave(self._token)
-        stop = None if exc is None else answers.stop_of(exc)
+        stop = None if exc is None else self.run.stop_behind(exc)
         if exc is None or (stop is None and answers.is_plain_exit(exc)):
             self.state = "ok"
             return
         self.state = "stopped" if stop else "failed"
         self.error = answers.describe(exc)
+        if stop:
+            self.keep_partial()
         self.run.escaped(exc, step=self.label)
 
     async def __aenter__(self) -> Self:
@@ -211,6 +241,15 @@ class Step:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, exc, trace)
+
+    def set_partial(self, value: Any) -> None:
+        """Keep what there is so far; see `Run.partial`."""
+        self._partial = value
+
+    def keep_partial(self) -> None:
+        """Make what there is so far the result, where there is none."""
+        if self.result is None:
+            self.result = self._partial
 
     def report(self) -> StepReport:
         """Return what there is to tell about this step now."""
@@ -252,8 +291,12 @@ class Run:
         self.stopped_by: StoppedBy | None = None
         self.row: RunRow | None = None
         self.report_error: Exception | None = None
+        self.spans = Spans(
+            self, send=partial(rim.send_spans, ref.run_id), clock_us=rim.clock_us, new_span_id=rim.new_span_id
+        )
         self._headers = propagate.call_headers(ref, None)
         self._tally = Tally()
+        self._partial: Any = None
         self._lock = threading.Lock()
         self._steps: dict[str, Step] = {}
         self._named: Counter[str] = Counter()
@@ -303,11 +346,12 @@ class Run:
         """How many calls the run made: the gateway's count once it has ended, before that the answers seen."""
         return self._tally.calls if self.row is None else self.row.calls
 
-    def step(self, name: str, role: str | None = None) -> Step:
+    def step(self, name: str, role: str | None = None, *, timeout_s: float | None = None) -> Step:
         """Return a new step, to be entered with `with` or `async with`.
 
-        It lies inside the step that is current, and takes its role where none is named. Raises DeclarationError
-        for a name that cannot be sent and for a role that the fleet does not have.
+        It lies inside the step that is current, and takes its role where none is named. `timeout_s` is its deadline in
+        seconds from when it is entered. Raises DeclarationError for a name that cannot be sent, for a role that the
+        fleet does not have, and for a time that is not above 0.
         """
         if self.state == "new":
             raise RuntimeError(f'enter the run first: with fleet.run("{self.name}") as run')
@@ -318,17 +362,52 @@ class Run:
             role = parent.role
         if role is not None:
             role = self.member(role).name
+        if timeout_s is not None and not 0 < timeout_s < float("inf"):
+            raise DeclarationError(
+                "is not a time", field="timeout_s", value=timeout_s, remedy="Give seconds above 0, or None."
+            )
         span_id = self.rim.new_span_id()
         with self._lock:
             label = propagate.unique_label(name, self._steps, steps=self._named[name])
             self._named[name] += 1
             ref = StepRef(label=label, span_id=span_id, parent=parent.label if parent else None)
-            step = self._steps[label] = Step(self, ref, name=name, role=role)
+            step = self._steps[label] = Step(self, ref, name=name, role=role, timeout_s=timeout_s, parent=parent)
         return step
+
+    def span(
+        self,
+        kind: SpanKind,
+        name: str,
+        *,
+        role: str | None = None,
+        input: object = None,  # noqa: A002 - the attribute's name
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> Span:
+        """Return a span to be entered with `with` or `async with`: an agent, task or tool, with what is called in it.
+
+        `input`, and what is put into its `output`, is text or anything that JSON can say; 32 KB of it are kept.
+        """
+        return Span(self, self.spans, kind, name, role=role, input=input, attributes=attributes)
+
+    def partial(self, value: Any, *, step: str | None = None) -> None:
+        """Keep what there is so far; the last value wins.
+
+        When the run is stopped it becomes the result of the step of this label, by default of the current step of this
+        run, and outside of any that of the run; unless the code in the block has set a result.
+        """
+        if step is None:
+            place = context.here()
+            step = place.step_label if place is not None and place.run_id == self.id else None
+        with self._lock:
+            of_step = self._steps.get(step) if step is not None else None
+            if of_step is None:
+                self._partial = value
+            else:
+                of_step.set_partial(value)
 
     def bind(self, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         """Return the function so that it runs in this run on any thread: `pool.map(run.bind(work), items)`."""
-        return bind(self, fn)
+        return context.bind(self, fn)
 
     def member(self, role: str) -> Member:
         """Return a role of the fleet with its key. Raises DeclarationError for an unknown one."""
@@ -340,7 +419,7 @@ class Run:
 
         with self._lock:
             if self._connections is None:
-                self._connections = clients.Connections(self.gateway_url, place=self)
+                self._connections = clients.connections(self.gateway_url, made_at=self)
             return self._connections
 
     # --- where calls happen (trace.context.Place) ---
@@ -349,9 +428,43 @@ class Run:
         """The gateway that the run lives on."""
         return self.rim.gateway_url
 
+    @property
+    def around(self) -> None:
+        """Nothing: a run lies in no other place."""
+        return
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended."""
+        return self._ended_us is not None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; see `id`."""
+        return self.id
+
+    @property
+    def step_label(self) -> None:
+        """None: a run is outside of its steps."""
+        return
+
+    @property
+    def role(self) -> None:
+        """None: roles are those of steps."""
+        return
+
+    @property
+    def span_id(self) -> str:
+        """The span that stands for the run."""
+        return self.ref.span_id
+
     def headers(self) -> Mapping[str, str]:
         """Return the headers of a call made in this run outside any step."""
         return self._headers
+
+    def left_s(self) -> None:
+        """Return None: a run has no deadline."""
+        return
 
     def at(self, step: str | None) -> Place:
         """Return the step with that label, or the run."""
@@ -371,6 +484,18 @@ class Run:
         self._tally.saw(answer, step=step)
         if self._ended_us is None:
             self.stopped_by = self._tally.stopped_by
+
+    def stop_behind(self, exc: BaseException) -> GatewayError | None:
+        """Return the refusal that makes an exception a stop of this run, None when it is something else.
+
+        Frameworks that raise anew with the text of what they caught lose its type and cause. Where nothing succeeded
+        since the last stopping refusal, and the exception quotes that, it is a stop as well.
+        """
+        stop = answers.stop_of(exc)
+        if stop is not None:
+            return stop
+        refusal = self._tally.refusal
+        return refusal if refusal is not None and answers.quotes(exc, refusal) else None
 
     def escaped(self, exc: BaseException, *, step: str) -> None:
         """Take note of an exception that left a step; the innermost step of it is the one that counts."""
@@ -392,10 +517,13 @@ class Run:
     ) -> bool:
         suppress = self._finish(exc)
         try:
+            spans = self.spans.finish(error=self._died_of())
             # A report of the start that arrives after that of the end would make the run look alive.
             if isinstance(self._starting, threading.Thread):
                 self._starting.join(REPORT_TIMEOUT_S)
             self._report(at_end=True)
+            if spans is not None:
+                spans.join(SPANS_TIMEOUT_S)
         finally:
             if self._connections is not None:
                 self._connections.close()
@@ -411,9 +539,15 @@ class Run:
     ) -> bool:
         suppress = self._finish(exc)
         try:
+            spans = self.spans.finish(error=self._died_of())
             if isinstance(self._starting, asyncio.Task):
                 await asyncio.wait({self._starting}, timeout=REPORT_TIMEOUT_S)
             await self._areport(at_end=True)
+            if spans is not None:
+                # Twice, as the loop's threads may all be at work on something else.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SPANS_TIMEOUT_S):
+                        await asyncio.to_thread(spans.join, SPANS_TIMEOUT_S)
         finally:
             if self._connections is not None:
                 await self._connections.aclose()
@@ -431,7 +565,7 @@ class Run:
         self._ended_us = self.rim.clock_us()
         if self._token is not None:
             context.leave(self._token)
-        stop = None if exc is None else answers.stop_of(exc)
+        stop = None if exc is None else self.stop_behind(exc)
         if exc is None or (stop is None and answers.is_plain_exit(exc)):
             self.state = "stopped" if self._tally.stopped else "ok"
             cause = None
@@ -444,10 +578,24 @@ class Run:
         elif not self._tally.stopped:
             self.stopped_by = None  # the run went on after that refusal: it is no cause of this end
         self._escaped = None  # an exception holds frames, and those hold much
-        if self.state == "stopped" and self.result is None:
-            self.result = {step.label: step.result for step in self.steps if step.result is not None}
+        if self.state == "stopped":
+            self._keep_what_there_is()
         # A program that leaves because of a stop leaves: `raise SystemExit(1) from stop`.
         return stop is not None and isinstance(exc, Exception) and self.on_stop == "return"
+
+    def _keep_what_there_is(self) -> None:
+        for step in self.steps:
+            step.keep_partial()
+        if self.result is None:
+            self.result = self._partial
+        if self.result is None:
+            self.result = {step.label: step.result for step in self.steps if step.result is not None}
+
+    def _died_of(self) -> str | None:
+        """Return what a span that is still open at the end has met; None when the run was well."""
+        if self.state not in _WITH_A_CAUSE:
+            return None
+        return self.error or (self.stopped_by.message if self.stopped_by else None) or f"the run has {self.state}"
 
     def _cause(self, exc: BaseException, error: GatewayError | None) -> StoppedBy | None:
         """Return what the answer behind an exception says about the end, with the step that it was seen in."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from nemo_agents.admin.wire import StoppedBy
+from nemo_agents.errors import GatewayError
 from nemo_agents.trace.answers import is_stop, stopped_by
 from nemo_agents.trace.context import Answer
 
@@ -24,6 +25,12 @@ class Tally:
         self.calls = 0
         self.cost_nanos = 0
         self.stopped_by: StoppedBy | None = None
+        self._refusal: GatewayError | None = None
+
+    @property
+    def refusal(self) -> GatewayError | None:
+        """The last stopping refusal, None when something that was asked after it has succeeded."""
+        return self._refusal if self.stopped else None
 
     @property
     def stopped(self) -> bool:
@@ -45,6 +52,7 @@ class Tally:
             if answer.error is not None and is_stop(answer.error):
                 self.stopped_by = stopped_by(answer.error, step=step)
                 self._refused_when_sent = self._sent
+                self._refusal = answer.error
             elif answer.error is None and answer.sent > (self._refused_when_sent or 0):
                 # A call that was under way when another was refused says nothing about going on.
                 self._refused_when_sent = None

@@ -35,7 +35,7 @@ from nemo_agents.viewer.assets import load_assets
 from nemo_agents.viewer.filters import CALL_FILTER, RUN_FILTER, Filter, Language, Parsed, parse
 from nemo_agents.viewer.reader import Reader, ReadFailed
 from nemo_agents.viewer.rendering import make_environment, query
-from nemo_agents.viewer.runview import Scale, arrange, contents_wanted
+from nemo_agents.viewer.runview import Scale, arrange, contents_wanted, span_texts_wanted
 
 __all__ = ["viewer_app"]
 
@@ -212,10 +212,12 @@ class _Pages:
         if detail.run.run_id != asked:  # a prefix, or `last`: the address of a page names its run
             where = f"{_base(request)}/runs/{self._templates.filters['path'](detail.run.run_id)}"
             return _answer(b"", status=303, headers={"location": where + query(**dict(request.query_params))})
-        selected = request.query_params.get("call")
+        selected, selected_span = request.query_params.get("call"), request.query_params.get("span")
         start = _place(request.query_params.get("from"))
         wanted = contents_wanted(detail, selected=selected, start=start)
         contents = await self._reader.get_contents(wanted) if wanted else {}
+        unread = span_texts_wanted(detail, selected=selected, selected_span=selected_span, start=start)
+        texts_of_spans = await self._reader.get_span_texts(detail.run, unread) if unread else {}
         now_us, scale = self._now_us(), _scale(request.query_params.get("scale"))
 
         def render() -> str:
@@ -224,11 +226,14 @@ class _Pages:
                 contents,
                 now_us=now_us,
                 selected=selected,
+                selected_span=selected_span,
                 start=start,
                 full=request.query_params.get("full") == "1",
                 scale=scale,
+                texts_of_spans=texts_of_spans,
             )
-            values = {"view": view, "selected": selected, "start": start, "scale_asked": scale, "now_us": now_us}
+            chosen = {"selected": selected, "selected_span": selected_span, "start": start, "scale_asked": scale}
+            values = {"view": view, "now_us": now_us, **chosen}
             return self._render(request, "run.html", **values)
 
         return _page(await run_in_threadpool(render))

@@ -1,4 +1,4 @@
-"""Which calls of a long run are on its page: two hundred at a time, and the problems wherever they are. Pure."""
+"""Which calls and spans of a long run are on its page: two hundred at a time, and the problems wherever they are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nemo_agents.admin import wire
-from nemo_agents.viewer.verdict import PROBLEM_STATES
+from nemo_agents.viewer.spantree import Item, id_of, is_problem
 
 __all__ = ["PAGE_CALLS", "CallPage", "PageLink", "call_page"]
 
@@ -31,10 +30,10 @@ class PageLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallPage:
-    """The calls on a page: `shown` holds the request ids of those from `first` to `last`, and of others.
+    """The calls and spans on a page: `shown` holds the ids of those from `first` to `last`, and of others.
 
     `problems_added` counts the problems among the others, `problems_left_out` those that are not shown. `place` is
-    the place of every call in the run's order, from 1.
+    the place of every one in the run's order, from 1.
     """
 
     first: int
@@ -50,20 +49,20 @@ class CallPage:
         return (place - 1) // PAGE_CALLS * PAGE_CALLS + 1
 
 
-def call_page(calls: Sequence[wire.CallRow], *, asked: int | None, also: Sequence[str | None] = ()) -> CallPage:
-    """Return the page that has the call with the place `asked`, by default the one that has `also[0]`.
+def call_page(calls: Sequence[Item], *, asked: int | None, also: Sequence[str | None] = ()) -> CallPage:
+    """Return the page that has the call or span with the place `asked`, by default the one that has `also[0]`.
 
-    The calls in `also`, request ids, are shown on whatever page. A place behind the last call means the last page.
+    Those in `also`, by their ids, are shown on whatever page. A place behind the last one means the last page.
     """
-    place = {call.request_id: number for number, call in enumerate(calls, 1)}
-    wanted = [request_id for request_id in also if request_id in place]
+    place = {id_of(call): number for number, call in enumerate(calls, 1)}
+    wanted = [name for name in also if name in place]
     number = asked if asked is not None else place.get(also[0] or "", 1) if also else 1
     first = (max(1, min(number, len(calls))) - 1) // PAGE_CALLS * PAGE_CALLS + 1
     last = min(first + PAGE_CALLS - 1, len(calls))
-    here = {call.request_id for call in calls[first - 1 : last]}
-    elsewhere = [call.request_id for call in calls if call.state in PROBLEM_STATES and call.request_id not in here]
+    here = {id_of(call) for call in calls[first - 1 : last]}
+    elsewhere = [id_of(call) for call in calls if is_problem(call) and id_of(call) not in here]
     shown = frozenset([*here, *wanted, *elsewhere[:MOST_PROBLEMS]])
-    added = sum(request_id in shown for request_id in elsewhere)
+    added = sum(name in shown for name in elsewhere)
     return CallPage(
         first=first,
         last=last,

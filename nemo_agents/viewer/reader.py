@@ -1,4 +1,4 @@
-"""What the viewer needs of whoever keeps the runs: six reads, no writes."""
+"""What the viewer needs of whoever keeps the runs: seven reads, no writes."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ class Reader(Protocol):
 
     async def get_contents(self, ids: Sequence[str]) -> dict[str, wire.CallContent]:
         """Return what these calls said, by request id; a call whose content was not kept is absent."""
+
+    async def get_span_texts(self, run: wire.RunRow, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+        """Return what these spans of a run took and gave, by span id; absent where it was not kept."""
 
     async def fleet_status(self) -> list[wire.FleetStatus]:
         """Return every fleet with its roles as they are now."""

@@ -12,6 +12,7 @@ from nemo_agents.admin import wire
 from nemo_agents.viewer import text
 from nemo_agents.viewer.calls import other_model, reason_of
 from nemo_agents.viewer.shadows import shadow_name
+from nemo_agents.viewer.spantree import KIND_MARKS
 from nemo_agents.viewer.verdict import cause, name_of
 
 __all__ = ["STATE_MARKS", "make_environment", "query", "term"]
@@ -79,6 +80,7 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
     environment.globals.update(
         asset_names=asset_names,
         call_fragment=_call_fragment,
+        kind_marks=KIND_MARKS,
         marks=STATE_MARKS,
         query=query,
         share=_share,

@@ -11,6 +11,8 @@ from nemo_agents.viewer.callpages import CallPage, call_page
 from nemo_agents.viewer.calls import cost_in_all, unknown_costs
 from nemo_agents.viewer.content import Content, content_of
 from nemo_agents.viewer.shadows import shadow_hint
+from nemo_agents.viewer.spantree import id_of, in_order, is_problem, outwards, span_end, tree_of
+from nemo_agents.viewer.spanview import MOST_NESTED, SpanView, Texts, span_texts, span_view, spans_wanted
 from nemo_agents.viewer.timeline import (
     Axis,
     Burn,
@@ -25,10 +27,11 @@ from nemo_agents.viewer.timeline import (
 )
 from nemo_agents.viewer.verdict import PROBLEM_STATES, Part, Verdict, why
 
-__all__ = ["CallView", "RunView", "Scale", "StepView", "arrange", "contents_wanted"]
+__all__ = ["CallView", "RunView", "Scale", "StepView", "arrange", "contents_wanted", "span_texts_wanted"]
 
 Scale = Literal["run", "step"]
-_Branch: TypeAlias = tuple[str | None, int, wire.StepRow | None, list[wire.CallRow]]  # label, depth, row, calls
+# label, depth, row, calls, spans
+_Branch: TypeAlias = tuple[str | None, int, wire.StepRow | None, list[wire.CallRow], list[wire.SpanRow]]
 
 MOST_CONTENTS: Final = 40  # calls of a page that are shown with their texts; the others are a link away
 MOST_OPEN: Final = 8  # problems that are open from the start; with more, only the culprit is
@@ -51,14 +54,21 @@ class CallView:
     is_open: bool
     content: Content | None
     content_elsewhere: bool
+    depth: int = 0  # spans of its step that it is in
+
+    @property
+    def is_span(self) -> bool:
+        """It is a call."""
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
-    """A step with its calls. `row` is None for calls that name no step, or one that nobody reported.
+    """A step with its calls and spans. `row` is None for those that name no step, or one that nobody reported.
 
-    `number` is its place among all steps. `calls` are those on this page, `elsewhere` counts the others, of which
-    the first is on the page that begins with `elsewhere_from`; cost and duration are over all.
+    `number` is its place among all steps. `rows` are those on this page, each after the span that it is in, and `calls`
+    the calls among them; `elsewhere` counts the others, of which the first is on the page that begins with
+    `elsewhere_from`; cost and duration are over all.
     """
 
     number: int
@@ -68,9 +78,15 @@ class StepView:
     bar: Span | None
     cost_nanos: int | None
     duration_us: int | None
-    calls: tuple[CallView, ...]
+    rows: tuple[CallView | SpanView, ...]
+    has_calls: bool
     elsewhere: int
     elsewhere_from: int | None
+
+    @property
+    def calls(self) -> tuple[CallView, ...]:
+        """The calls on this page."""
+        return tuple(row for row in self.rows if isinstance(row, CallView))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +103,7 @@ class RunView:
     steps: tuple[StepView, ...]
     steps_in_all: int
     problems: int
+    spans: int
     burn: Burn | None
     ticks: tuple[Tick, ...]
     scale: Scale
@@ -106,13 +123,25 @@ def contents_wanted(detail: wire.RunDetail, *, selected: str | None, start: int 
     The call before the selected one is among them, so that repeated messages can be told from new ones.
     """
     calls = detail.calls
-    shown = call_page(calls, asked=start, also=(selected,)).shown
+    shown = call_page(in_order(calls, detail.spans), asked=start, also=(selected,)).shown
     chosen = next((index for index, call in enumerate(calls) if call.request_id == selected), None)
     near = [] if chosen is None else [calls[chosen].request_id, *_before(calls, chosen)]
     here = [call for call in calls if call.request_id in shown]
     problems = [call.request_id for call in here if call.state in PROBLEM_STATES]
     wanted = dict.fromkeys([*near, *problems[:MOST_OPEN], *(call.request_id for call in here)])
     return list(wanted)[:MOST_CONTENTS]
+
+
+def span_texts_wanted(
+    detail: wire.RunDetail, *, selected: str | None, selected_span: str | None, start: int | None
+) -> list[str]:
+    """Return the ids of the spans whose texts belong on the page and have not come with the run.
+
+    `selected` is a request id, the rest is as in `arrange`.
+    """
+    page = call_page(in_order(detail.calls, detail.spans), asked=start, also=(selected or selected_span,))
+    shown = [span for span in detail.spans if span.span_id in page.shown]
+    return spans_wanted(detail, shown, selected_span)
 
 
 def _before(calls: Sequence[wire.CallRow], index: int) -> list[str]:
@@ -126,25 +155,49 @@ def arrange(
     *,
     now_us: int,
     selected: str | None = None,
+    selected_span: str | None = None,
     start: int | None = None,
     full: bool = False,
     scale: Scale | None = None,
+    texts_of_spans: Texts | None = None,
 ) -> RunView:
     """Arrange a run for its page.
 
     `contents` holds the texts of the calls in `contents_wanted`; `start` says which calls are shown, as there; `full`
-    shows the selected one uncut.
+    shows the selected one uncut. `selected_span` is the id of a span, `texts_of_spans` has what those in
+    `span_texts_wanted` took and gave.
     """
     run = detail.run
     verdict = why(detail, now_us=now_us)
-    page = call_page(detail.calls, asked=start, also=(selected, verdict.culprit))
-    axis = axis_of(run, detail.steps, detail.calls, now_us=now_us)
-    chosen_scale: Scale = scale or ("step" if len(detail.calls) > MANY_CALLS else "run")
+    items = in_order(detail.calls, detail.spans)
+    page = call_page(items, asked=start, also=(selected or selected_span, verdict.culprit))
+    axis = axis_of(run, detail.steps, detail.calls, detail.spans, now_us=now_us)
+    chosen_scale: Scale = scale or ("step" if len(items) > MANY_CALLS else "run")
     problems = sum(call.state in PROBLEM_STATES for call in detail.calls)
+    by_id = {span.span_id: span for span in detail.spans}
+    around = {span_id for item in items if id_of(item) in page.shown for span_id in outwards(item, by_id)}
+    shown = page.shown | around
+    shown_spans = [span for span in detail.spans if span.span_id in shown]
+    said = span_texts(shown_spans, texts_of_spans or {}, selected_span)
+    read_all = not spans_wanted(detail, shown_spans, selected_span)
     wanted = contents_wanted(detail, selected=selected, start=start)
     texts = _texts(detail, contents, wanted, selected=selected, full=full)
 
-    def view(call: wire.CallRow, on: Axis) -> CallView:
+    def view_of_span(row: wire.SpanRow, depth: int, on: Axis) -> SpanView:
+        is_selected = row.span_id == selected_span
+        return span_view(
+            row,
+            depth,
+            on,
+            run=run,
+            now_us=now_us,
+            texts=said,
+            read_all=read_all,
+            selected=is_selected,
+            is_open=is_selected,
+        )
+
+    def view(call: wire.CallRow, depth: int, on: Axis) -> CallView:
         problem = call.state in PROBLEM_STATES
         opened = problem and (problems <= MOST_OPEN or call.request_id == verdict.culprit)
         content = texts.get(call.request_id)
@@ -157,28 +210,37 @@ def arrange(
             is_open=opened or call.request_id == selected,
             content=content,
             content_elsewhere=content is None and kept_here,
+            depth=min(depth, MOST_NESTED),
         )
 
     steps = []
     tree = _tree(detail)
-    kept = _steps_kept(tree, page)
-    for number, (label, depth, row, calls) in enumerate(tree, 1):
-        own = _step_axis(row, calls, now_us) if chosen_scale == "step" else axis
-        began, ended = _extent(row, calls, now_us)
-        here = [call for call in calls if call.request_id in page.shown]
+    kept = _steps_kept(tree, page, shown)
+    for number, (label, depth, row, calls, spans) in enumerate(tree, 1):
         if kept is not None and label not in kept:
             continue
-        others = [page.place[call.request_id] for call in calls if call.request_id not in page.shown]
+        began, ended = _extent(row, calls, spans, run, now_us)
+        own = Axis(start_us=began, end_us=max(ended, began + 1)) if chosen_scale == "step" else axis
+        nodes = tree_of(
+            [call for call in calls if call.request_id in shown], [span for span in spans if span.span_id in shown]
+        )
+        others = [page.place[id_of(item)] for item in in_order(calls, spans) if id_of(item) not in shown]
         steps.append(
             StepView(
                 number=number,
                 label=label,
                 depth=min(depth, MOST_DEPTH),
                 row=row,
-                bar=span(axis, "step", began, ended) if calls or row else None,
+                bar=span(axis, "step", began, ended),
                 cost_nanos=cost_in_all(calls),
                 duration_us=ended - began,
-                calls=tuple(view(call, own) for call in here),
+                rows=tuple(
+                    view(node.item, node.depth, own)
+                    if isinstance(node.item, wire.CallRow)
+                    else view_of_span(node.item, node.depth, own)
+                    for node in nodes
+                ),
+                has_calls=bool(calls),
                 elsewhere=len(others),
                 elsewhere_from=page.page_of(_after(others, page.last)) if others else None,
             )
@@ -190,8 +252,9 @@ def arrange(
         hint=shadow_hint(detail),
         page=page,
         steps=tuple(steps),
-        steps_in_all=sum(label is not None for label, _, _, _ in tree),
-        problems=problems,
+        steps_in_all=sum(branch[0] is not None for branch in tree),
+        problems=problems + sum(is_problem(span) for span in detail.spans),
+        spans=len(detail.spans),
         burn=burn_down(run, detail.calls, axis, now_us=now_us),
         ticks=ticks(axis),
         scale=chosen_scale,
@@ -203,17 +266,17 @@ def arrange(
     )
 
 
-def _steps_kept(tree: Sequence[_Branch], page: CallPage) -> frozenset[str | None] | None:
-    """Return the steps of this page where a run has too many: those of its calls, what they lie in, and failures.
+def _steps_kept(tree: Sequence[_Branch], page: CallPage, shown: frozenset[str]) -> frozenset[str | None] | None:
+    """Return the steps of this page where a run has too many: those of its rows, what they lie in, and failures.
 
     None keeps all.
     """
     if len(tree) <= MOST_STEPS or not page.links:
         return None
     kept: set[str | None] = set()
-    for label, _, row, calls in reversed(tree):  # children before their parents
-        odd = not calls and row is not None and row.state != "ok"
-        if odd or label in kept or any(call.request_id in page.shown for call in calls):
+    for label, _, row, calls, spans in reversed(tree):  # children before their parents
+        odd = not calls and not spans and row is not None and row.state != "ok"
+        if odd or label in kept or any(id_of(item) in shown for item in in_order(calls, spans)):
             kept.add(label)
             if row is not None and row.parent is not None:
                 kept.add(row.parent)
@@ -265,10 +328,13 @@ def _size(content: Content, *, folded: bool) -> int:
 
 
 def _tree(detail: wire.RunDetail) -> list[_Branch]:
-    """Return steps parents first, each with its depth and calls; then calls of steps that nobody reported."""
+    """Return steps parents first, each with its depth, calls and spans; then those of steps that nobody reported."""
     calls: dict[str | None, list[wire.CallRow]] = {}
+    spans: dict[str | None, list[wire.SpanRow]] = {}
     for call in detail.calls:
         calls.setdefault(call.step, []).append(call)
+    for each in detail.spans:
+        spans.setdefault(each.step, []).append(each)
     known = {step.step: step for step in detail.steps}
     children: dict[str | None, list[wire.StepRow]] = {}
     for step in sorted(known.values(), key=lambda step: step.seq):
@@ -283,26 +349,28 @@ def _tree(detail: wire.RunDetail) -> list[_Branch]:
             each, depth = stack.pop()
             if each.step not in seen:
                 seen.add(each.step)
-                told.append((each.step, depth, each, calls.get(each.step, [])))
+                told.append((each.step, depth, each, calls.get(each.step, []), spans.get(each.step, [])))
                 stack += [(child, depth + 1) for child in reversed(children.get(each.step, []))]
 
     for root in children.get(None, []):
         tell(root)
     for step in known.values():  # a ring of parents has no root
         tell(step)
-    told += [(label, 0, None, rows) for label, rows in calls.items() if label not in seen]
+    others = dict.fromkeys([*calls, *spans])
+    told += [(label, 0, None, calls.get(label, []), spans.get(label, [])) for label in others if label not in seen]
     return told
 
 
-def _extent(row: wire.StepRow | None, calls: Sequence[wire.CallRow], now_us: int) -> tuple[int, int]:
-    starts = [call.started_us for call in calls] + ([row.started_us] if row else [])
-    ends = [end_of(call, now_us) for call in calls]
+def _extent(
+    row: wire.StepRow | None,
+    calls: Sequence[wire.CallRow],
+    spans: Sequence[wire.SpanRow],
+    run: wire.RunRow,
+    now_us: int,
+) -> tuple[int, int]:
+    starts = [each.started_us for each in in_order(calls, spans)] + ([row.started_us] if row else [])
+    ends = [*(end_of(call, now_us) for call in calls), *(span_end(each, run, now_us) for each in spans)]
     if row is not None:
         ends.append(row.ended_us if row.ended_us is not None else now_us if row.state == "running" else row.started_us)
     start = min(starts)
     return start, max(start, *ends) if ends else start
-
-
-def _step_axis(row: wire.StepRow | None, calls: Sequence[wire.CallRow], now_us: int) -> Axis:
-    start, end = _extent(row, calls, now_us)
-    return Axis(start_us=start, end_us=max(end, start + 1))

@@ -47,7 +47,7 @@ class Axis:
 class Span:
     """A bar: `x` and `width` are SVG lengths in per cent."""
 
-    kind: Literal["wait", "work", "failed", "refused", "open", "step"]
+    kind: Literal["wait", "work", "failed", "refused", "open", "step", "span"]
     x: str
     width: str
 
@@ -78,12 +78,20 @@ def end_of(call: wire.CallRow, now_us: int) -> int:
     return max(now_us, call.started_us) if call.state == "open" else call.started_us
 
 
-def axis_of(run: wire.RunRow, steps: Sequence[wire.StepRow], calls: Sequence[wire.CallRow], *, now_us: int) -> Axis:
-    """Return the axis from the run's start to its end, wide enough for every step and call."""
-    starts = [run.started_us, *(step.started_us for step in steps), *(call.started_us for call in calls)]
+def axis_of(
+    run: wire.RunRow,
+    steps: Sequence[wire.StepRow],
+    calls: Sequence[wire.CallRow],
+    spans: Sequence[wire.SpanRow] = (),
+    *,
+    now_us: int,
+) -> Axis:
+    """Return the axis from the run's start to its end, wide enough for every step, call and span."""
+    told: list[wire.StepRow | wire.SpanRow] = [*steps, *spans]
+    starts = [run.started_us, *(each.started_us for each in told), *(call.started_us for call in calls)]
     ends = [
         *(end_of(call, now_us) for call in calls),
-        *(step.ended_us for step in steps if step.ended_us is not None),
+        *(each.ended_us for each in told if each.ended_us is not None),
     ]
     if run.ended_us is not None:
         ends.append(run.ended_us)
@@ -107,7 +115,9 @@ def ticks(axis: Axis, *, most: int = 6) -> tuple[Tick, ...]:
     )
 
 
-def span(axis: Axis, kind: Literal["wait", "work", "failed", "refused", "open", "step"], start: int, end: int) -> Span:
+def span(
+    axis: Axis, kind: Literal["wait", "work", "failed", "refused", "open", "step", "span"], start: int, end: int
+) -> Span:
     """Return the bar from start to end on the axis."""
     left, right = axis.share(start), axis.share(max(start, end))
     return Span(kind=kind, x=_percent(left), width=_percent(right - left))

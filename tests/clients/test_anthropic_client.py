@@ -11,7 +11,8 @@ import pytest
 from anthropic import beta_tool
 from clients_bench import PIXEL, PROVIDER_KEY, ClientsBench
 from pydantic import BaseModel
-from shapes_replies import SIGNATURE, TEXT, THOUGHT
+
+from nemo_agents.testing.replies import SIGNATURE, TEXT, THOUGHT
 
 ASKED = "What is the weather in Paris, and is it warmer than 7 degrees?"
 HI: Any = [{"role": "user", "content": ASKED}]

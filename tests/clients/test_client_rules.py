@@ -10,7 +10,8 @@ import anthropic
 import openai
 import pytest
 from clients_bench import EITHER, NANOS, ClientsBench, nanos_of
-from shapes_replies import TEXT
+
+from nemo_agents.testing.replies import TEXT
 
 MAIL = "ann.lee@example.com"
 CARD = "4111 1111 1111 1111"

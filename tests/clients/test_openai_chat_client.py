@@ -9,7 +9,8 @@ import openai
 import pytest
 from clients_bench import PIXEL, PROVIDER_KEY, ClientsBench
 from pydantic import BaseModel
-from shapes_replies import TEXT, THOUGHT
+
+from nemo_agents.testing.replies import TEXT, THOUGHT
 
 HI: Any = [{"role": "user", "content": "What is the weather in Paris, and is it warmer than 7 degrees?"}]
 WEATHER: Any = {

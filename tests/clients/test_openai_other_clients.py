@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 from clients_bench import ClientsBench
-from shapes_replies import TEXT
+
+from nemo_agents.testing.replies import TEXT
 
 UPSTREAM = {"native": "/v1/completions", "chatonly": "/v1/chat/completions"}
 

@@ -10,7 +10,8 @@ import pytest
 from clients_bench import PIXEL, ClientsBench
 from openai.lib.responses_tool_runner import RegisteredFunction, ResponsesToolRunner
 from pydantic import BaseModel
-from shapes_replies import SIGNATURE, TEXT, THOUGHT
+
+from nemo_agents.testing.replies import SIGNATURE, TEXT, THOUGHT
 
 ASKED = "What is the weather in Paris, and is it warmer than 7 degrees?"
 WEATHER: Any = {

@@ -19,6 +19,7 @@ from nemo_agents.admin import headers
 from nemo_agents.cli import COMMANDS
 from nemo_agents.errors import ErrorFacts, error_from_response
 from nemo_agents.gateway.admin import ROUTES
+from nemo_agents.gateway.otlp.intake import TRACES
 from nemo_agents.gateway.providers import KEY_ENV_OF
 from nemo_agents.gateway.sandbox.script import Script
 from nemo_agents.policy.guardrails import BUILTIN
@@ -209,7 +210,8 @@ def test_every_endpoint_is_listed_and_no_other():
     listed = set(re.findall(r"`((?:GET|POST) /[^`?]*)", page))
     real = {f"{route.method} {route.path}" for route in ROUTES}
     real = {name.replace("{key:path}", "{key}").replace("{run_id:path}", "{run_id}") for name in real}
-    assert listed == real | {f"POST {path}" for path in WIRES} | {"GET /v1/models", "GET /v1/models/{model}"}
+    others = {f"POST {TRACES}", "GET /v1/models", "GET /v1/models/{model}"}
+    assert listed == real | {f"POST {path}" for path in WIRES} | others
 
 
 def test_every_field_of_the_sandbox_is_explained():

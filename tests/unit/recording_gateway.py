@@ -60,6 +60,8 @@ class RecordingGateway:
         self.seen: list[Seen] = []
         self.reports: list[dict[str, Any]] = []
         self.report_answers: deque[Told] = deque()
+        self.traces: list[Seen] = []
+        self.trace_answers: deque[Told] = deque()
         self.answers: deque[Told] = deque()
         self.lock = threading.Lock()
         gateway = self
@@ -68,8 +70,11 @@ class RecordingGateway:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null")
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 told = gateway.answer(Seen(self.command, self.path, headers, body))
                 if told.events is not None:
@@ -113,10 +118,13 @@ class RecordingGateway:
             if seen.path.startswith("/nemo/runs/"):
                 self.reports.append({"path": seen.path, "headers": seen.headers, **seen.body})
                 return self.report_answers.popleft() if self.report_answers else self.row(seen)
+            if seen.path == "/v1/traces":
+                self.traces.append(seen)
+                return self.trace_answers.popleft() if self.trace_answers else Told(body={})
             self.seen.append(seen)
             if self.answers:
                 return self.answers.popleft()
-        if seen.body.get("stream"):
+        if seen.body and seen.body.get("stream"):
             return Told(events=[chunk("a"), chunk("b")])
         return Told(body=ANSWER, headers={"x-nemo-request-id": "req-1", "x-nemo-request-cost": "0.000123456"})
 
@@ -136,9 +144,25 @@ class RecordingGateway:
         return Told(body=row)
 
     @property
+    def spans(self) -> list[dict[str, Any]]:
+        """The spans that were sent, in order, with their attributes as a dictionary."""
+        found = [
+            span
+            for seen in self.traces
+            for of_resource in seen.body["resourceSpans"]
+            for of_scope in of_resource["scopeSpans"]
+            for span in of_scope["spans"]
+        ]
+        return [{**span, "attributes": attributes_of(span["attributes"])} for span in found]
+
+    @property
     def ends(self) -> list[dict[str, Any]]:
         """The reports of ends: whether a start is reported too depends on how long a run lasts."""
         return [report for report in self.reports if report["state"] != "running"]
+
+
+def attributes_of(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {pair["key"]: next(iter(pair["value"].values())) for pair in pairs}
 
 
 @contextmanager

@@ -130,6 +130,13 @@ def test_every_way_to_offer_a_tool_is_seen():
     assert RESPONSES.tools(ASK) == []
 
 
+@pytest.mark.parametrize("kind", ["mcp_list_tools", "mcp_approval_response"])
+def test_what_goes_on_with_another_server_s_tools_offers_them(kind):
+    """Its tools have names of their own, which nobody here has declared."""
+    item = {"type": kind, "server_label": "files", "tools": [{"name": "add"}], "approve": True}
+    assert RESPONSES.tools({"input": [item]}) == [None]
+
+
 def test_a_stored_prompt_may_bring_any_tool():
     assert RESPONSES.tools({"prompt": {"id": "pmpt_1"}}) == [None]
     assert RESPONSES.tools({**ASK, "functions": [{"name": "evil"}, "odd"]}) == ["evil", None]

@@ -108,7 +108,8 @@ def detail(state: str, calls: list[wire.CallRow], **given: Any) -> wire.RunDetai
         "roles": list(dict.fromkeys(row.role for row in calls if row.role)),
         "models": list(dict.fromkeys(row.model_served for row in calls if row.model_served)),
     }
-    return wire.RunDetail(run=wire.RunRow(**(values | given)), steps=steps, calls=calls)
+    spans = given.pop("spans", [])
+    return wire.RunDetail(run=wire.RunRow(**(values | given)), steps=steps, calls=calls, spans=spans)
 
 
 def _sums(calls: Sequence[wire.CallRow]) -> dict[str, int]:
@@ -494,6 +495,50 @@ def shadowed() -> wire.RunDetail:
     return detail("ok", calls, name="trial-of-limits")
 
 
+def span(
+    number: int, parent: int | None, kind: str, name: str, time: tuple[int, int | None], **given: Any
+) -> wire.SpanRow:
+    """A span; `time` is its start and end in seconds after the start of the run."""
+    first, last = time
+    values: dict[str, Any] = {
+        "span_id": f"{number:016x}",
+        "parent_id": None if parent is None else f"{parent:016x}",
+        "kind": kind,
+        "name": name,
+        "step": "research",
+        "role": None,
+        "state": "running" if last is None else "failed" if given.get("error") else "ok",
+        "started_us": START + first * SECOND,
+        "ended_us": None if last is None else START + last * SECOND,
+    }
+    return wire.SpanRow(**(values | given))
+
+
+def traced() -> wire.RunDetail:
+    """A framework's agents, tasks and tools, with calls in them; one call and one span are in no other span."""
+    run_id = "run_0c0ffee000000001"
+    calls = [
+        call(1, run_id=run_id, step="plan", role="planner"),
+        *(
+            call(seq, run_id=run_id, step="research", role="researcher", parent_span=parent, started_us=START + at)
+            for seq, parent, at in (
+                (2, f"{2:016x}", 2 * SECOND),
+                (3, f"{2:016x}", 7 * SECOND),
+                (4, "f" * 16, 9 * SECOND),
+            )
+        ),
+    ]
+    spans = [
+        span(1, None, "agent", "Senior Researcher", (1, 10), role="researcher", attributes={"crew.size": 2}),
+        span(2, 1, "task", "Find three sources on CRDTs and say which is oldest", (1, 9)),
+        span(3, 2, "tool", "web_search", (3, 5), input='{"query": "CRDT survey", "limit": 3}', output="3 results: …"),
+        span(4, 2, "tool", "fetch_url", (5, 6), input="https://example.com/crdt", error="TimeoutError: no answer"),
+        span(5, 3, "retriever", "vector index", (4, 5)),
+        span(6, 99, "guardrail", "style check", (9, 9), attributes={"score": 0.25, "passed": True}),
+    ]
+    return detail("ok", calls, run_id=run_id, name="research with tools", spans=spans)
+
+
 SCENARIOS = {
     make.__name__: make
     for make in (
@@ -513,6 +558,7 @@ SCENARIOS = {
         lost,
         single,
         shadowed,
+        traced,
     )
 }
 
@@ -674,6 +720,7 @@ class MemoryReader:
         self.details = list(details)
         self.fleets = list(fleet_rows)
         self.contents = {row.request_id: conversation(row) for each in details for row in each.calls}
+        self.span_texts: dict[str, tuple[str | None, str | None]] = {}
         self.asked: list[dict[str, Any]] = []
         self.fails: Exception | None = None
         self.events = events() if fleet_rows else []
@@ -709,6 +756,10 @@ class MemoryReader:
     async def get_contents(self, ids: Sequence[str]) -> dict[str, wire.CallContent]:
         self._ask({"contents": list(ids)})
         return {each: self.contents[each] for each in ids if each in self.contents}
+
+    async def get_span_texts(self, run: wire.RunRow, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+        self._ask({"spans": list(ids), "of": run.run_id})
+        return {span_id: self.span_texts[span_id] for span_id in ids if span_id in self.span_texts}
 
     async def fleet_status(self) -> list[wire.FleetStatus]:
         self._ask({})

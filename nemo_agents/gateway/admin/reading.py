@@ -70,6 +70,11 @@ class StoreReader:
         with _readable():
             return await self._gateway.store.contents(ids)
 
+    async def get_span_texts(self, run: wire.RunRow, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+        """Return what these spans of a run took and gave."""
+        with _readable():
+            return await self._gateway.store.span_contents(run.fleet or "", run.run_id, ids)
+
     async def fleet_status(self) -> list[wire.FleetStatus]:
         """Return every fleet with its roles as they are now."""
         with _readable():

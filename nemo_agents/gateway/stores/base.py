@@ -11,7 +11,7 @@ Times are integer microseconds since the epoch (UTC), money is integer nanos.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -35,6 +35,9 @@ __all__ = [
     "HourSpend",
     "LogFilter",
     "RecentUse",
+    "RootSpan",
+    "SpanBatch",
+    "SpanRecord",
     "Store",
     "StoreUnavailable",
 ]
@@ -81,6 +84,8 @@ class CallStart(Struct, frozen=True, kw_only=True):
     stream: bool = False
     model_asked: str | None = None
     guardrails: tuple[str, ...] = ()
+    trace_id: str | None = None  # of `traceparent`, 32 hex
+    parent_span: str | None = None  # likewise, 16 hex
     prompt: tuple[bytes, ...] | None = None  # JSON of each message as sent; None when content is not kept
     params: bytes | None = None  # JSON object of the other parameters
 
@@ -137,6 +142,54 @@ class CallEnd(Struct, frozen=True, kw_only=True):
     guardrails: tuple[str, ...] = ()
     answer: bytes | None = None  # JSON of the answer message; None when content is not kept
     shadow: tuple[wire.Shadowed, ...] = ()  # refusals that were not given
+
+
+class SpanRecord(Struct, frozen=True, kw_only=True):
+    """One span as it is kept: `wire.SpanRow`, with JSON of the texts that it took and gave."""
+
+    span_id: str
+    parent_id: str | None
+    kind: str
+    name: str
+    step: str | None
+    role: str | None
+    state: str
+    started_us: int
+    ended_us: int | None
+    error: str | None = None
+    request_id: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    attributes: Mapping[str, Any] = {}
+    input: bytes | None = None
+    output: bytes | None = None
+
+
+class RootSpan(Struct, frozen=True, kw_only=True):
+    """What the root of a trace says of the run that the trace is."""
+
+    name: str
+    state: str  # running | ok | failed
+    started_us: int
+    ended_us: int | None
+    error: str | None = None
+
+
+class SpanBatch(Struct, frozen=True, kw_only=True):
+    """Spans of one run, at least one.
+
+    `run_id` is the run that they name. Without it they belong to the run of the trace `trace_id` (see
+    `stores.traces`), and where there is none, a new one is made under `trace_run_id`.
+    """
+
+    fleet: str
+    role: str | None  # whose key brought them
+    run_id: str | None
+    trace_id: str
+    trace_run_id: str
+    spans: tuple[SpanRecord, ...]
+    root: RootSpan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +382,9 @@ class Store(Protocol):
         after the store's clock.
         """
 
+    async def log_spans(self, batch: SpanBatch) -> int:
+        """Keep spans of one run; return how many there was no room for. Raises StoreUnavailable."""
+
     async def stop_run(self, fleet: str | None, run_id: str, now_us: int) -> bool:
         """Refuse every further call of a run; say whether there is such a run."""
 
@@ -346,3 +402,8 @@ class Store(Protocol):
 
     async def contents(self, request_ids: Sequence[str]) -> dict[str, wire.CallContent]:
         """Return what these calls said, where content was kept."""
+
+    async def span_contents(
+        self, fleet: str, run_id: str, span_ids: Sequence[str]
+    ) -> dict[str, tuple[str | None, str | None]]:
+        """Return what these spans of a run took and gave, where content was kept."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "REVISIONS", "alembic_config", "bring_up_to_date", "engine_for", "head_sql", "upgrade"]
 
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 """Every revision that this version knows, oldest first (a test compares them with `migrations/versions`)."""
 
 HEAD: Final = REVISIONS[-1]

@@ -21,7 +21,8 @@ _SELECT = (
     "SELECT c.run, c.seq, c.request_id, r.run_id, s.step, r.fleet, c.role, c.key_alias, c.key_id, c.endpoint, c.stream,"
     " c.model_asked, c.model_served, c.provider, c.state, c.status, c.code, c.error, c.limit_name, c.scope,"
     " c.started_us, c.ended_us, c.ttft_us, c.input_tokens, c.output_tokens, c.cached_tokens, c.cost_nanos,"
-    " c.held_nanos, c.usage_source, c.finish_reason, c.attempts, c.guardrails, c.shadow"
+    " c.held_nanos, c.usage_source, c.finish_reason, c.attempts, c.guardrails, c.shadow,"
+    " c.parent_span"
     " FROM calls c JOIN runs r ON r.run = c.run LEFT JOIN steps s ON s.run = c.run AND s.seq = c.step"
 )
 _ATTEMPTS = (
@@ -180,6 +181,7 @@ def _call(row: tuple[Any, ...]) -> CallRow:
         attempts=row[30],
         guardrails=json.loads(row[31]),
         shadow=[] if row[32] is None else msgspec.json.decode(row[32], type=list[Shadowed]),
+        parent_span=row[33],
     )
 
 

@@ -12,7 +12,9 @@ from nemo_agents.gateway.stores.base import LogFilter
 from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.reader import cursor_of, parse_cursor
 from nemo_agents.gateway.stores.reader_calls import read_calls_of_run
+from nemo_agents.gateway.stores.reader_spans import read_spans_of_run
 from nemo_agents.gateway.stores.writer_runs import RUN_COLUMNS, STEP_COLUMNS
+from nemo_agents.policy.otel.tree import settle
 
 __all__ = ["PREFIX_MIN", "read_run", "read_runs"]
 
@@ -41,7 +43,9 @@ def read_run(db: Database, run_id: str, *, fleet: str | None) -> RunDetail | Non
     if row is None:
         return None
     steps = [_step(dict(zip(STEP_COLUMNS, values, strict=True))) for values in db.execute(_STEPS, {"run": row["run"]})]
-    return RunDetail(run=_run(row), steps=steps, calls=read_calls_of_run(db, row["run"]))
+    calls = read_calls_of_run(db, row["run"])
+    spans = settle(read_spans_of_run(db, row["run"]), calls)
+    return RunDetail(run=_run(row), steps=steps, calls=calls, spans=spans)
 
 
 def _find(db: Database, run_id: str, fleet: str | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ Only migrations import this module: the data plane and the readers speak SQL to 
 needs no SQLAlchemy. Money is integer nanos, time integer microseconds since the epoch (UTC), booleans are 0
 and 1, lists and objects are JSON text. SQLite tables are STRICT: a float never becomes money by accident.
 
-`runs.fleet` is empty for calls of keys without a fleet. `calls`, `attempts`, `steps` and `contents` are
+`runs.fleet` is empty for calls of keys without a fleet. `calls`, `attempts`, `steps`, `spans` and `contents` are
 clustered by run, so that opening a run is one range read however interleaved the writes were.
 """
 
@@ -135,6 +135,8 @@ runs = Table(
     _sum("cost_nanos"),
     _text("roles"),
     _text("models"),
+    _text("trace_id", null=True),
+    _sum("traced"),
     UniqueConstraint("run_id", "fleet"),
     Index("ix_runs_started", "started_us"),
     Index("ix_runs_fleet", "fleet", "started_us"),
@@ -144,6 +146,13 @@ runs = Table(
         "started_us",
         sqlite_where=text("grouped = 1"),
         postgresql_where=text("grouped = 1"),
+    ),
+    Index(
+        "ix_runs_trace",
+        "trace_id",
+        "fleet",
+        sqlite_where=text("trace_id IS NOT NULL"),
+        postgresql_where=text("trace_id IS NOT NULL"),
     ),
     **_STRICT,
 )
@@ -210,6 +219,7 @@ calls = Table(
     _text("guardrails"),
     _blob("answer", null=True),
     _text("shadow", null=True),
+    _text("parent_span", null=True),
     UniqueConstraint("request_id"),
     Index("ix_calls_started", "started_us"),
     **_CLUSTERED,
@@ -243,6 +253,31 @@ attempts = Table(
         sqlite_where=text("settled IS NULL"),
         postgresql_where=text("settled IS NULL"),
     ),
+    **_CLUSTERED,
+)
+
+# What OpenTelemetry and the SDK tell of agents, tasks and tools. `input` and `output` are hashes of messages.
+spans = Table(
+    "spans",
+    metadata,
+    _int("run", key=True),
+    _text("span_id", key=True),
+    _text("parent_id", null=True),
+    _text("kind"),
+    _text("name"),
+    _text("step", null=True),
+    _text("role", null=True),
+    _text("state"),
+    _int("started_us"),
+    _int("ended_us", null=True),
+    _text("error", null=True),
+    _text("request_id", null=True),
+    _text("model", null=True),
+    _int("input_tokens", null=True),
+    _int("output_tokens", null=True),
+    _text("attributes"),
+    _blob("input", null=True),
+    _blob("output", null=True),
     **_CLUSTERED,
 )
 

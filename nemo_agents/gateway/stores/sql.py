@@ -15,10 +15,12 @@ from nemo_agents.gateway.stores import (
     reader_calls,
     reader_ledger,
     reader_runs,
+    reader_spans,
     writer_calls,
     writer_events,
     writer_keys,
     writer_reports,
+    writer_spans,
 )
 from nemo_agents.gateway.stores.base import (
     AttemptEnd,
@@ -30,6 +32,7 @@ from nemo_agents.gateway.stores.base import (
     HourSpend,
     LogFilter,
     RecentUse,
+    SpanBatch,
 )
 from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.reader import Readers
@@ -230,6 +233,13 @@ class SqlStore:
         told = partial(writer_reports.report_run, fleet=fleet, run_id=run_id, report=report)
         await self._writer.do(told, Touches(fleet=fleet, run_id=run_id))
 
+    async def log_spans(self, batch: SpanBatch) -> int:
+        """Keep spans of one run; return how many there was no room for."""
+        log = partial(writer_spans.log_spans, batch=batch)
+        content = Content(writer_spans.log_spans, batch=batch)
+        touches = Touches(fleet=batch.fleet, run_id=batch.run_id, lasting=False)
+        return await self._writer.do(log, touches, content=content if content.messages else None)
+
     async def runs(self, where: LogFilter, *, before: str | None, limit: int) -> wire.RunPage:
         """Return a page of runs, newest first. Raises ValueError for a bad cursor."""
         return await self._read(partial(reader_runs.read_runs, where=where, before=before, limit=limit))
@@ -249,6 +259,13 @@ class SqlStore:
     async def contents(self, request_ids: Sequence[str]) -> dict[str, wire.CallContent]:
         """Return what these calls said, where content was kept."""
         return await self._read(partial(reader_calls.read_contents, request_ids=list(request_ids)))
+
+    async def span_contents(
+        self, fleet: str, run_id: str, span_ids: Sequence[str]
+    ) -> dict[str, tuple[str | None, str | None]]:
+        """Return what these spans of a run took and gave, where content was kept."""
+        read = partial(reader_spans.read_span_contents, fleet=fleet, run_id=run_id, span_ids=list(span_ids))
+        return await self._read(read)
 
     # --- inside ---------------------------------------------------------------------------------------------
     async def _read(self, query: Callable[[Database], _T]) -> _T:

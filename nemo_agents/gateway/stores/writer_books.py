@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.hold import Hold, LedgerWriter
+from nemo_agents.gateway.stores.traces import trace_key
 from nemo_agents.gateway.stores.writer_content import ContentWriter
 from nemo_agents.gateway.stores.writer_runs import (
     INSERT_RUN,
@@ -93,6 +94,7 @@ class Books:
         self.last_used: dict[str, int] = {}
         self._runs: dict[int, RunRecord] = {}
         self._run_ids: dict[tuple[str, str], int] = {}
+        self._traces: dict[tuple[str, str], int] = {}  # of runs that are remembered
         self._calls: dict[str, CallRecord] = {}
         self._dirty: list[RunRecord] = []
         self._next_run: int | None = None
@@ -162,6 +164,7 @@ class Books:
         """Drop what is remembered of rows that may change."""
         self._runs.clear()
         self._run_ids.clear()
+        self._traces.clear()
         self._calls.clear()
         self._dirty.clear()
         self._closed.clear()
@@ -177,13 +180,24 @@ class Books:
         row = self.db.execute(_SELECT_RUN + "run_id=? AND fleet=?", (run_id, fleet)).fetchone()
         return None if row is None else self._remember(row)
 
+    def find_trace(self, fleet: str, trace_id: str) -> RunRecord | None:
+        """Return the oldest run of a trace (see `stores.traces`)."""
+        known = self._traces.get((fleet, trace_id))
+        if known is not None:
+            return self._runs[known]
+        found = "SELECT run FROM runs WHERE trace_id=? AND fleet=? ORDER BY run LIMIT 1"
+        row = self.db.execute(found, (trace_id, fleet)).fetchone()
+        return None if row is None else self.run(row[0])
+
     def run(self, run: int) -> RunRecord:
         """Return a run by its number, which a row names."""
         known = self._runs.get(run)
         return known or self._remember(self.db.execute(_SELECT_RUN + "run=?", (run,)).fetchone())
 
-    def new_run(self, *, fleet: str, run_id: str, grouped: bool, name: str, started_us: int) -> RunRecord:
-        """Add a run; it is written when the transaction commits."""
+    def new_run(
+        self, *, fleet: str, run_id: str, grouped: bool, name: str, started_us: int, trace_id: str | None = None
+    ) -> RunRecord:
+        """Add a run; it is written when the transaction commits. `trace_id` None: the one that follows from its id."""
         record = RunRecord(
             run=self.new_number(),
             run_id=run_id,
@@ -192,9 +206,9 @@ class Books:
             name=name,
             started_us=started_us,
             last_us=started_us,
+            trace_id=(trace_id or trace_key(fleet, run_id)) if grouped else None,
         )
-        self._runs[record.run] = record
-        self._run_ids[fleet, run_id] = record.run
+        self._keep_run(record)
         return record
 
     def new_number(self) -> int:
@@ -265,14 +279,19 @@ class Books:
         """Remember a run as its row has it."""
         record = RunRecord(**dict(zip(RUN_COLUMNS, row, strict=True)))
         record.stored = run_declared(record)
-        self._runs[record.run] = record
-        self._run_ids[record.fleet, record.run_id] = record.run
+        self._keep_run(record)
         return record
 
     def take_step(self, row: tuple[Any, ...]) -> None:
         """Remember a step of a run that is remembered, as its row has it."""
         step = StepRecord(**dict(zip(STEP_COLUMNS, row, strict=True)))
         self._runs[step.run].steps[step.step] = step
+
+    def _keep_run(self, run: RunRecord) -> None:
+        self._runs[run.run] = run
+        self._run_ids[run.fleet, run.run_id] = run.run
+        if run.trace_id is not None:
+            self._traces.setdefault((run.fleet, run.trace_id), run.run)
 
     def _forget_run(self, run: RunRecord) -> None:
         self._runs.pop(run.run, None)
@@ -282,6 +301,7 @@ class Books:
         if len(self._runs) > _REMEMBERED_MAX:
             self._runs.clear()
             self._run_ids.clear()
+            self._traces.clear()
         self.ledger.trim(4 * _REMEMBERED_MAX)
 
 

@@ -14,6 +14,7 @@ import structlog
 
 from nemo_agents.gateway.stores.base import AttemptEnd, AttemptStart, CallEnd, CallStart
 from nemo_agents.gateway.stores.hold import Hold, capped
+from nemo_agents.gateway.stores.traces import trace_key
 from nemo_agents.gateway.stores.writer_books import Books, CallRecord
 from nemo_agents.gateway.stores.writer_runs import RunRecord, StepRecord, Sums, lower, outcome_of, stop_kept, stop_of
 from nemo_agents.policy.ledger import Held, HoldRefused, RunRefused, Settlement
@@ -28,13 +29,14 @@ _LOST: Final = "the gateway lost sight of this call; it is charged at its hold"
 
 _INSERT_CALL: Final = (
     "INSERT INTO calls(run, seq, request_id, step, role, key_alias, key_id, grant_id, endpoint, stream, model_asked,"
-    " state, started_us, held_nanos, attempts, guardrails) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " parent_span, state, started_us, held_nanos, attempts, guardrails)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_ENDED: Final = (
     "INSERT INTO calls(run, seq, request_id, step, role, key_alias, key_id, grant_id, endpoint, stream, model_asked,"
-    " started_us, state, status, code, error, limit_name, scope, model_served, provider, ended_us, ttft_us,"
-    " input_tokens, output_tokens, cached_tokens, cost_nanos, usage_source, finish_reason, guardrails, answer, shadow)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " parent_span, started_us, state, status, code, error, limit_name, scope, model_served, provider, ended_us,"
+    " ttft_us, input_tokens, output_tokens, cached_tokens, cost_nanos, usage_source, finish_reason, guardrails, answer,"
+    " shadow) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _END_CALL: Final = (
     "UPDATE calls SET state=?, status=?, code=?, error=?, limit_name=?, scope=?, model_served=?, provider=?,"
@@ -210,6 +212,7 @@ def _new_run(books: Books, call: CallStart) -> RunRecord:
         grouped=call.grouped,
         name=name,
         started_us=call.started_us,
+        trace_id=call.trace_id and trace_key(call.fleet or "", call.run_id, call.trace_id),
     )
 
 
@@ -266,6 +269,7 @@ def _who(run: RunRecord, record: CallRecord, step: StepRecord | None, call: Call
         call.endpoint,
         int(call.stream),
         call.model_asked,
+        call.parent_span,
     )
 
 
@@ -344,7 +348,7 @@ def _ended(books: Books, run: RunRecord, call: CallRecord, end: CallEnd) -> tupl
         end.usage_source,
         end.finish_reason,
         _names(end.guardrails),
-        books.content.answer(end.answer),
+        books.content.keep(end.answer),
         msgspec.json.encode(end.shadow).decode() if end.shadow else None,
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from nemo_agents.gateway.stores.base import CallEnd, CallStart
+from nemo_agents.gateway.stores.base import CallEnd, CallStart, SpanBatch
 from nemo_agents.gateway.stores.database import Database
 
 if TYPE_CHECKING:
@@ -36,12 +36,17 @@ def unpack(body: bytes) -> bytes:
 
 
 class Content:
-    """What an operation is to keep of what a call said, and the same operation without it."""
+    """What an operation is to keep of what a call or spans said, and the same operation without it."""
 
-    __slots__ = ("_call", "_end", "_run", "messages", "size")
+    __slots__ = ("_batch", "_call", "_end", "_run", "messages", "size")
 
     def __init__(
-        self, run: Callable[..., object], *, call: CallStart | None = None, end: CallEnd | None = None
+        self,
+        run: Callable[..., object],
+        *,
+        call: CallStart | None = None,
+        end: CallEnd | None = None,
+        batch: SpanBatch | None = None,
     ) -> None:
         messages: list[bytes] = []
         if call is not None:
@@ -50,17 +55,22 @@ class Content:
                 messages.append(call.params)
         if end is not None and end.answer is not None:
             messages.append(end.answer)
-        self._run, self._call, self._end = run, call, end
+        for span in batch.spans if batch is not None else ():
+            messages += [said for said in (span.input, span.output) if said is not None]
+        self._run, self._call, self._end, self._batch = run, call, end, batch
         self.messages = messages
         self.size = sum(map(len, messages))  # bytes
 
     def without(self) -> Callable[[Books], object]:
-        """Return the operation with everything but the content. `run` takes `call` and `end` by these names."""
+        """Return the operation without the content. `run` takes `call`, `end` and `batch` by these names."""
         parts: dict[str, object] = {}
         if self._call is not None:
             parts["call"] = structs.replace(self._call, prompt=None, params=None)
         if self._end is not None:
             parts["end"] = structs.replace(self._end, answer=None)
+        if self._batch is not None:
+            bare = tuple(structs.replace(span, input=None, output=None) for span in self._batch.spans)
+            parts["batch"] = structs.replace(self._batch, spans=bare)
         return partial(self._run, **parts)
 
 
@@ -97,9 +107,9 @@ class ContentWriter:
             (run, seq, hashes, None if params is None else self._message(params)),
         )
 
-    def answer(self, answer: bytes | None) -> bytes | None:
-        """Keep what a call answered, and return the hash that belongs into its row."""
-        return None if answer is None else self._message(answer)
+    def keep(self, said: bytes | None) -> bytes | None:
+        """Keep what a call answered, or what a span took or gave, and return the hash that belongs into its row."""
+        return None if said is None else self._message(said)
 
     def _message(self, message: bytes) -> bytes:
         key, body = self._packed.get(message) or (_hash(message), None)

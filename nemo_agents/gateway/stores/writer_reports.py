@@ -47,7 +47,7 @@ def report_run(books: Books, fleet: str, run_id: str, report: RunReport) -> None
         fleet=fleet, run_id=run_id, grouped=True, name=report.name, started_us=report.started_us
     )
     run.name = report.name or run.name
-    run.reported_state = report.state
+    run.reported_state, run.traced = report.state, 0
     run.started_us = report.started_us
     run.last_us = max(run.last_us, report.started_us, report.ended_us or 0)
     run.ended_us = report.ended_us

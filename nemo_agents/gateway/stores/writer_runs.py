@@ -110,6 +110,8 @@ class RunRecord(Sums):
     last_seq: int = 0
     roles: str = "[]"
     models: str = "[]"
+    trace_id: str | None = None  # what spans find it by (see `stores.traces`)
+    traced: int = 0  # name, state and end are those of the root of its trace
     steps: dict[str, StepRecord] = field(default_factory=dict)
     dirty: bool = False
     stored: tuple[Any, ...] | None = None  # `run_declared` as the file has it; None before the first time
@@ -161,7 +163,7 @@ _SUMS: Final = (
     "cached_tokens",
     "cost_nanos",
 )
-_RUN_FIXED: Final = ("run", "run_id", "fleet", "grouped")
+_RUN_FIXED: Final = ("run", "run_id", "fleet", "grouped", "trace_id")
 _RUN_COUNTED: Final = (  # what a call changes
     "stopped_by",
     "admitted",
@@ -190,6 +192,7 @@ _RUN_DECLARED: Final = (  # what it hardly ever changes; `state` first
     "stopped_us",
     "budget_nanos",
     "max_calls",
+    "traced",
 )
 RUN_COLUMNS: Final = (*_RUN_FIXED, *_RUN_DECLARED, *_RUN_COUNTED)
 STEP_COLUMNS: Final = ("run", "seq", "step", "parent", "role", *_SUMS)

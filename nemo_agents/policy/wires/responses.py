@@ -25,6 +25,8 @@ _OTHER_CAPS: Final = ("max_tokens", "max_completion_tokens")
 _CLIENT_TOOLS: Final = ("function", "custom")
 _TOOL_ITEMS: Final = ("additional_tools", "tool_search_output")
 """Items of the input that offer further tools."""
+_SERVER_ITEMS: Final = ("mcp_approval_response", "mcp_list_tools")
+"""Items of the input by which the provider goes on to call another server's tools."""
 
 
 class _Responses:
@@ -60,6 +62,8 @@ class _Responses:
         for item in given if isinstance(given, list) else ():
             if isinstance(item, dict) and item.get("type") in _TOOL_ITEMS:
                 names += _names(item.get("tools"))
+            elif isinstance(item, dict) and item.get("type") in _SERVER_ITEMS:
+                names.append(None)
         if body.get("prompt") is not None:  # it is stored at the provider, and nobody here sees the tools it brings
             names.append(None)
         return names

@@ -74,7 +74,7 @@ CREATE TABLE calls (
 	finish_reason TEXT, 
 	attempts INTEGER DEFAULT 0 NOT NULL, 
 	guardrails TEXT NOT NULL, 
-	answer BLOB, shadow TEXT, 
+	answer BLOB, shadow TEXT, parent_span TEXT, 
 	CONSTRAINT pk_calls PRIMARY KEY (run, seq), 
 	CONSTRAINT uq_calls_request_id UNIQUE (request_id)
 )
@@ -202,7 +202,7 @@ CREATE TABLE runs (
 	cached_tokens INTEGER DEFAULT 0 NOT NULL, 
 	cost_nanos INTEGER DEFAULT 0 NOT NULL, 
 	roles TEXT NOT NULL, 
-	models TEXT NOT NULL, 
+	models TEXT NOT NULL, trace_id TEXT, traced INTEGER DEFAULT 0 NOT NULL, 
 	CONSTRAINT pk_runs PRIMARY KEY (run), 
 	CONSTRAINT uq_runs_run_id_fleet UNIQUE (run_id, fleet)
 )
@@ -306,4 +306,30 @@ CREATE TABLE changes (
  STRICT
 
 ;
-INSERT INTO alembic_version(version_num) VALUES ('0003');
+CREATE TABLE spans (
+	run INTEGER NOT NULL, 
+	span_id TEXT NOT NULL, 
+	parent_id TEXT, 
+	kind TEXT NOT NULL, 
+	name TEXT NOT NULL, 
+	step TEXT, 
+	role TEXT, 
+	state TEXT NOT NULL, 
+	started_us INTEGER NOT NULL, 
+	ended_us INTEGER, 
+	error TEXT, 
+	request_id TEXT, 
+	model TEXT, 
+	input_tokens INTEGER, 
+	output_tokens INTEGER, 
+	attributes TEXT NOT NULL, 
+	input BLOB, 
+	output BLOB, 
+	CONSTRAINT pk_spans PRIMARY KEY (run, span_id)
+)
+ WITHOUT ROWID,
+ STRICT
+
+;
+CREATE INDEX ix_runs_trace ON runs (trace_id, fleet) WHERE trace_id IS NOT NULL;
+INSERT INTO alembic_version(version_num) VALUES ('0004');

@@ -1,20 +1,3 @@
-"""A real gateway for tests: in this process, on a free loopback port, with the sandbox provider behind it.
-
-    from nemo_agents.testing import running_gateway
-
-    def test_my_agents(tmp_path):
-        with running_gateway(tmp_path) as gateway:
-            fleet = gateway.provision(my_fleet)
-            with fleet.run("test") as run, run.step("plan", role="orchestrator") as step:
-                ...
-            assert gateway.ledger_problems() == []
-
-It needs the gateway's parts: `pip install 'nemo-agents[gateway]'`.
-
-Script the sandbox with the body field `nemo_sandbox` (see docs/reference/sandbox.md), or put any OpenAI-compatible
-server behind the gateway with `settings={"providers": {"mine": {"base_url": "http://127.0.0.1:…/v1"}}}`.
-"""
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
-"""What the shapes provider answers, whatever the wire: a request on one set of axes, and the reply it makes sensible.
+"""What the scripted provider answers, whatever the wire: a request on one set of axes, and the reply it makes sensible.
 
-Nothing here is random, and nothing knows JSON of a wire: `shapes_wires` reads requests into `Asked` and writes `Reply`.
+Nothing here is random, and nothing knows JSON of a wire: `wires` reads requests into `Asked` and writes `Reply`.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Reply:
 
     @property
     def reasoning_tokens(self) -> int:
+        """The words of the thought."""
         return len(self.thought.split())
 
     @property
