@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / ".ci" / "requirements.txt"
 DEVELOPMENT = ROOT / ".ci" / "requirements-dev.txt"
 EXTRAS = ROOT / ".ci" / "requirements-extras.txt"
-FRAMEWORKS = ROOT / ".ci" / "requirements-frameworks.txt"
+LANES = sorted((ROOT / ".ci").glob("requirements-lane-*.txt"))
 INSTALLER = ROOT / ".ci" / "requirements-uv.txt"
 
 # A place does not belong into a lock: whoever installs it chooses the index.
 FOLDERS = tuple(f"/{name}/" for name in ("home", "root", "tmp"))
 PLACES = ("://", "file:", "index-url", "find-links", "trusted-host", " @ ", *FOLDERS)
-# LiteLLM is an extra, tested in an environment of its own.
+# LiteLLM is an extra and a framework's way out, tested in environments of their own.
 REFUSED = frozenset({"litellm"})
 
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^\s;\\]+)(?: ; (?P<marker>[^\\]+?))? \\$")
@@ -100,11 +100,13 @@ def main() -> int:
     project, groups = pyproject["project"], pyproject["dependency-groups"]
     runtime, development, extras = pins(RUNTIME), pins(DEVELOPMENT), pins(EXTRAS)
     wanted = [*project["dependencies"], *extra(project, "gateway")]
+    sources = sorted((ROOT / ".ci").glob("requirements-lane-*.in"))
     found = [
         *faults(RUNTIME),
         *faults(DEVELOPMENT),
         *faults(EXTRAS, refused=frozenset()),
-        *faults(FRAMEWORKS),
+        *(fault for lane in LANES for fault in faults(lane, refused=frozenset())),
+        *(f"{path.name}: no lock beside it" for path in sources if path.with_suffix(".txt") not in LANES),
         *faults(INSTALLER),
         *(
             f"{name}: {', '.join(sorted(versions))} in {RUNTIME.name} is not what {DEVELOPMENT.name} has"
