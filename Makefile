@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime ## a fleet, a gateway and a run to look at, offline; KEEP
 test: $(VENV)/.dev ## make check, then every test; ARGS="-k budget" is passed to pytest
 	@$(BIN)/python .ci/check.py
 	@.ci/install-system
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-long: $(VENV)/.dev ## the proofs with more seeds, kills and time: an hour or two; ARGS as for make test
 	@.ci/install-system

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from nemo_agents.errors import BudgetExceeded, GatewayError, RateLimited
 from nemo_agents.testing.conformance import ConformanceSuite, Where
 from nemo_agents.trace.member import Member
-from nemo_agents.trace.run import Run, Step, current_step
+from nemo_agents.trace.run import Run, current_step
+from nemo_agents.trace.step import Step
 
 
 class Broken(OpenAIUnderTest):

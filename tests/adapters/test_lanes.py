@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lanes import INTEGRATIONS, LANES, ini_of, lock_of, run_suite, tests_of
+from lanes import INTEGRATIONS, LANES, OPTIONS, ini_of, lock_of, run_suite, tests_of
 
 pytestmark = pytest.mark.timeout(900)  # the first of a lane installs it
 
@@ -36,7 +36,8 @@ def rows_of(report: Path) -> list[dict[str, Any]]:
 def test_an_integration_in_its_lane(integration: str, name: str, lane: Callable[[str], Path], tmp_path: Path):
     """Its tests pass, some at least, each skip is explained, and its rows of the matrix are the committed ones."""
     report, tests = tmp_path / "conformance.json", tests_of(integration)
-    outcomes = run_suite(lane(name), ini_of(tests), tests, tmp_path, {"NEMO_CONFORMANCE_REPORT": str(report)})
+    environ = {"NEMO_CONFORMANCE_REPORT": str(report)}
+    outcomes = run_suite(lane(name), ini_of(tests), tests, tmp_path, environ, *OPTIONS.get(name, ()))
     assert sum(map(len, outcomes.passed.values())), f"{integration} has no test that passed: {outcomes.said}"
     unexplained = [reason for reason in outcomes.skipped if not any(re.search(known, reason) for known in SKIPS)]
     assert unexplained == []

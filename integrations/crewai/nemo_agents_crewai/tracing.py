@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from crewai.events import BaseEventListener
 
-from nemo_agents.trace.run import Run, Step, current_run, current_step
+from nemo_agents.trace.run import Run, current_run, current_step
+from nemo_agents.trace.step import Step
 from nemo_agents_crewai import events
 from nemo_agents_crewai.seats import seat_of
 
