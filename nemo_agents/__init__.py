@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from nemo_agents.roles import AgentRole, Guardrail
     from nemo_agents.rules import Budget, Loop, RateLimit
     from nemo_agents.trace.member import Member
-    from nemo_agents.trace.run import Run, Step, current_run, current_step
+    from nemo_agents.trace.run import Run, current_run, current_step
     from nemo_agents.trace.spans import Span
+    from nemo_agents.trace.step import Step
 
 __all__ = [
     "AccessDenied",
@@ -98,7 +99,7 @@ _HOME_OF: Final = {
     "RateLimit": "rules",
     "Run": "trace.run",
     "Span": "trace.spans",
-    "Step": "trace.run",
+    "Step": "trace.step",
     "current_run": "trace.run",
     "current_step": "trace.run",
 }

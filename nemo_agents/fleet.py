@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from nemo_agents import environment
 from nemo_agents.admin import observe
-from nemo_agents.admin.wire import RunReport, RunRow
+from nemo_agents.admin.wire import RunReport, RunRow, Why
 from nemo_agents.errors import DeclarationError, ProvisionError
 from nemo_agents.money import Money, parse_dollars
 from nemo_agents.policy.keys import mask_key
@@ -146,6 +146,8 @@ class Fleet(FleetDeclaration):
             member=partial(self._member, gateway_url=url),
             report=partial(self._report, url),
             areport=partial(self._areport, url),
+            why=partial(self._why, url),
+            awhy=partial(self._awhy, url),
             send_spans=partial(self._send_spans, url),
             clock_us=_now_us,
             new_span_id=_new_span_id,
@@ -190,6 +192,18 @@ class Fleet(FleetDeclaration):
 
         async with AsyncClient(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
             return await client.run(observe.report(run_id, told))
+
+    def _why(self, gateway_url: str, run_id: str) -> Why:
+        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only by who asks
+
+        with Client(gateway_url, self._any_key(gateway_url)) as client:
+            return client.run(observe.why(run_id))
+
+    async def _awhy(self, gateway_url: str, run_id: str) -> Why:
+        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - likewise
+
+        async with AsyncClient(gateway_url, self._any_key(gateway_url)) as client:
+            return await client.run(observe.why(run_id))
 
     def _send_spans(self, gateway_url: str, run_id: str, spans: Sequence[SpanRecord]) -> None:
         from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run has spans

@@ -17,6 +17,7 @@ from nemo_agents.admin.wire import (
     RunPage,
     RunReport,
     RunRow,
+    Why,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "traces",
     "verify",
     "viewer_link",
+    "why",
 ]
 
 
@@ -81,6 +83,16 @@ def run(run_id: str, *, fleet: str | None = None) -> Call[RunDetail]:
         path=f"/nemo/runs/{segment(run_id)}",
         query=query_of(fleet=fleet),
         decode=as_type(RunDetail),
+    )
+
+
+def why(run_id: str, *, fleet: str | None = None, good: str | None = None) -> Call[Why]:
+    """Read how a run ended and why; the run as in `run`, `good` likewise a run that went well to compare it with."""
+    return Call(
+        method="GET",
+        path=f"/nemo/runs/{segment(run_id)}/why",
+        query=query_of(fleet=fleet, good=good),
+        decode=as_type(Why),
     )
 
 

@@ -22,7 +22,9 @@ __all__ = [
     "FleetStatus",
     "KeyRow",
     "LogPage",
+    "LogSize",
     "ModelRates",
+    "Pruned",
     "RoleStatus",
     "RunDetail",
     "RunPage",
@@ -452,3 +454,40 @@ class FleetStatus(msgspec.Struct, kw_only=True):
     tpm: int | None = None
     tpm_used: int = 0
     shadow: list[str] = []
+
+
+class Pruned(msgspec.Struct, kw_only=True):
+    """How much was deleted, or would be. `messages` are texts that nothing refers to any more: nobody can foresee them.
+
+    `done` is False while a pruning goes on; `bytes` is by how much the database has shrunk, where that was asked for.
+    """
+
+    runs: int = 0
+    calls: int = 0
+    contents: int = 0
+    spans: int = 0
+    messages: int = 0
+    events: int = 0
+    changes: int = 0
+    bytes: int = 0
+    done: bool = True
+
+    def add(self, more: Pruned) -> None:
+        """Add what else was deleted."""
+        for name in ("runs", "calls", "contents", "spans", "messages", "events", "changes", "bytes"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
+
+
+class LogSize(msgspec.Struct, kw_only=True):
+    """How large the database is, how much of it is free for new rows, and how long what is in it is kept.
+
+    `shrinks` says whether the file can be made smaller while it is used. Days are None where things are kept for ever;
+    `pruned_before_us` is before which time runs were deleted.
+    """
+
+    bytes: int
+    free_bytes: int
+    shrinks: bool
+    pruned_before_us: int | None = None
+    keep_runs_days: int | None = None
+    keep_content_days: int | None = None

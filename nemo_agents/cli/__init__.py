@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "revoke": ("provision", "revoke", "End a role's key for good."),
     "keys": ("provision", "keys", "Hand stored keys to another program (export)."),
     "status": ("status", "status", "Spend against budget, limits and last use of every role."),
-    "runs": ("observe", "runs", "Read runs: list, show, tail, stop."),
+    "runs": ("observe", "runs", "Read runs: list, show, why, prompt, export, tail, stop, prune."),
     "logs": ("observe", "logs", "Read the request log."),
     "events": ("events", "events", "Read alerts: budgets, spend spikes; --follow waits for more."),
     "view": ("observe", "view", "Open the run viewer in the browser."),
@@ -67,7 +67,8 @@ def cli() -> None:
     """Declare your agents' roles; the gateway holds each to its models, limits, budget and guardrails.
 
     Start here: `nemo-agents demo`, or `nemo-agents gateway` in one terminal and `nemo-agents provision fleet.py` in
-    another. Exit codes: 0 fine, 1 failure, 2 usage, 3 changes pending or drift, 130 interrupted.
+    another. Exit codes: 0 fine, 1 failure, 2 usage, 3 changes pending or drift, 4 a stopped run (`runs
+    why`), 130 interrupted.
     """
 
 

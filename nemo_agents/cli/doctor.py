@@ -19,6 +19,7 @@ from nemo_agents.cli.output import console, one_line, print_json, print_wrapped
 from nemo_agents.errors import AdminError, ExitCode, NemoError
 
 if TYPE_CHECKING:
+    from nemo_agents.admin.wire import LogSize
     from nemo_agents.client import Client
 
 __all__ = ["doctor"]
@@ -123,7 +124,7 @@ def _folder(home: Path) -> Iterator[_Finding]:
 
 
 def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
-    from nemo_agents.admin import models, observe
+    from nemo_agents.admin import models, observe, retention
 
     try:
         with admin_client(url, home) as client:
@@ -131,6 +132,7 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
             info = client.run(observe.info())
             providers = client.run(models.check())
             problems = client.run(observe.verify()).get("problems", [])
+            size = client.run(retention.log_size())
     except AdminError as error:
         yield _Finding(level="fail", what=f"the gateway at {url} refuses: {error}")
         return
@@ -138,6 +140,7 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
         yield _Finding(level="warn", what=str(error))
         return
     yield _Finding(level="ok", what=f"gateway {info['version']} at {url}; providers: {', '.join(info['providers'])}")
+    yield _Finding(level="ok", what=_log(size))
     for found in providers:
         yield _Finding(level=found.level, what=f"provider {found.provider}: {found.what}", remedy=found.remedy)
     if info.get("stand_in"):
@@ -152,6 +155,12 @@ def _gateway(url: str, home: Path | None) -> Iterator[_Finding]:
         )
     if not problems:
         yield _Finding(level="ok", what="every balance in the ledger adds up")
+
+
+def _log(size: LogSize) -> str:
+    free = f", {size.free_bytes / 1e6:,.1f} MB of it free" if size.free_bytes else ""
+    kept = [f"{n} days" if n else "for ever" for n in (size.keep_runs_days, size.keep_content_days)]
+    return f"the log takes {size.bytes / 1e6:,.1f} MB{free}; runs are kept {kept[0]}, what was said {kept[1]}"
 
 
 def _readiness(client: Client, url: str) -> Iterator[_Finding]:

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nemo_agents.cli.connect import admin_client, gateway_options
+from nemo_agents.cli.finding import find_run, read_contents
 from nemo_agents.cli.output import console, one_line, print_json, safe_json, state_text
+from nemo_agents.cli.run_export import export_run
+from nemo_agents.cli.run_prompt import prompt_run
+from nemo_agents.cli.run_prune import prune_runs
+from nemo_agents.cli.run_why import why_run
 from nemo_agents.cli.table import Column, print_table
-from nemo_agents.errors import AdminError, ExitCode, NemoError
+from nemo_agents.errors import ExitCode
 from nemo_agents.money import format_nanos
 from nemo_agents.policy.periods import span_seconds
 
@@ -21,8 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from nemo_agents.admin.wire import CallRow, RunDetail, RunRow
-    from nemo_agents.client import Client
+    from nemo_agents.admin.wire import CallRow, RunRow
 
 __all__ = ["logs", "runs", "view"]
 
@@ -43,6 +47,9 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
 @click.group()
 def runs() -> None:
     """Read runs: what happened, which step, which model, which prompt, what it cost, what stopped it."""
+
+
+runs.add_command(prune_runs)
 
 
 @runs.command("list")
@@ -136,33 +143,15 @@ def _stopped_by(run: RunRow) -> str:
 @_as_json
 def show_run(run_id: str, gateway_url: str | None, home: Path | None, *, prompts: bool, as_json: bool) -> None:
     """Show one run as a tree: by id, by its first characters, or the last one."""
-    from nemo_agents.admin import observe
     from nemo_agents.cli.tree import print_run
 
     with admin_client(gateway_url, home) as client:
-        detail = _find(client, run_id)
-        contents = [client.run(observe.content(call.request_id)) for call in detail.calls] if prompts else []
+        detail = find_run(client, run_id)
+        contents = read_contents(client, [call.request_id for call in detail.calls]) if prompts else None
     if as_json:
-        print_json({"run": detail, "contents": contents} if prompts else detail)
+        print_json(detail if contents is None else {"run": detail, "contents": list(contents.values())})
         return
-    print_run(console(), detail, {content.request_id: content for content in contents} if prompts else None)
-
-
-def _find(client: Client, run_id: str) -> RunDetail:
-    """Read one run. Raises NemoError that says how to find the right id."""
-    from nemo_agents.admin import observe
-
-    try:
-        return client.run(observe.run(run_id))
-    except AdminError as error:
-        if error.status != 404:
-            raise
-    if run_id == "last":
-        raise NemoError(f"there are no runs yet at {client.base_url}.")
-    raise NemoError(
-        f"there is no run {run_id!r} at {client.base_url}, or several begin so. "
-        "`nemo-agents runs list` shows their ids; six characters or more are enough."
-    )
+    print_run(console(), detail, contents)
 
 
 @runs.command("tail")
@@ -228,7 +217,7 @@ def stop_run(run_id: str, gateway_url: str | None, home: Path | None) -> None:
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:
-        found = _find(client, run_id).run
+        found = find_run(client, run_id).run
         client.run(observe.stop(found.run_id))
     click.echo(f"Stopped {found.run_id}: further calls are refused with 403 run_stopped.")
 
@@ -250,7 +239,7 @@ def logs(gateway_url: str | None, home: Path | None, *, as_json: bool, **where: 
 
     with admin_client(gateway_url, home) as client:
         if where["run_id"] is not None:
-            where["run_id"] = _find(client, where["run_id"]).run.run_id
+            where["run_id"] = find_run(client, where["run_id"]).run.run_id
         page = client.run(observe.logs(**where))
     if as_json:
         print_json(page.calls)
@@ -322,12 +311,29 @@ def view(run_id: str | None, gateway_url: str | None, home: Path | None, *, only
     The address holds the viewer's read token. It works until the token is replaced: stop the gateway, remove
     `viewer.token` from its home, start it again.
     """
+    return _open(run_id, gateway_url, home, only_print=only_print)
+
+
+@click.command("open")
+@click.argument("run_id", default="last")
+@click.option("--print", "only_print", is_flag=True, help="Print the address instead of opening a browser.")
+@gateway_options
+def open_run(run_id: str, gateway_url: str | None, home: Path | None, *, only_print: bool) -> int:
+    """Open the page of one run in the browser; see `view` about the address."""
+    return _open(run_id, gateway_url, home, only_print=only_print)
+
+
+def _open(run_id: str | None, gateway_url: str | None, home: Path | None, *, only_print: bool) -> int:
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:
-        path = f"/runs/{_find(client, run_id).run.run_id}" if run_id else "/runs"
+        path = f"/runs/{find_run(client, run_id).run.run_id}" if run_id else "/runs"
         url = client.run(observe.viewer_link(path))
     click.echo(url)
     if not only_print and click.launch(url) != 0:
         click.echo("No browser could be opened here; open the address above.", err=True)
     return ExitCode.OK
+
+
+for _command in (why_run, prompt_run, export_run, open_run):
+    runs.add_command(_command)

@@ -19,7 +19,7 @@ from nemo_agents.viewer.shadows import shadow_hint, shadow_names
 from nemo_agents.viewer.spantree import KIND_MARKS, tree_of
 from nemo_agents.viewer.verdict import name_of, why
 
-__all__ = ["call_text", "print_run", "run_tree", "served_by"]
+__all__ = ["call_text", "message_text", "print_run", "run_tree", "served_by"]
 
 _FOLD_FROM = 4  # so many calls alike, one after the other, are one line on a terminal
 _ERROR_CHARS = 200
@@ -165,7 +165,7 @@ class _Branches:
         if content is not None:
             said = content_of(content)
             for message in (*said.prompt, *said.answer):
-                node.add(_message(message))
+                node.add(message_text(message))
 
 
 def call_text(call: CallRow) -> Text:
@@ -249,7 +249,8 @@ def _alike_text(calls: Sequence[CallRow]) -> Text:
     return _with_shadows(line, calls[0])
 
 
-def _message(message: Message) -> Text:
+def message_text(message: Message) -> Text:
+    """Return what a message says, with its hidden characters made visible."""
     said = [_block(block) for block in message.blocks] or [""]
     return Text(f"{one_line(message.role)}: ", style="dim").append(text.visible("\n".join(said)))
 

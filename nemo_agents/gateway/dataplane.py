@@ -14,6 +14,7 @@ import structlog
 
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import LINE, Send, send_json
+from nemo_agents.gateway.authentication import STALE_KEYS, authenticate, bearer, fleet_refusal
 from nemo_agents.gateway.cache.replay import answer_from_cache, cache_key
 from nemo_agents.gateway.exchange import Denied, Exchange
 from nemo_agents.gateway.limiter.base import LimiterUnavailable, Repeat
@@ -36,7 +37,7 @@ from nemo_agents.policy.wires.checks import nested_too_deep
 from nemo_agents.policy.wires.messages import MESSAGES
 from nemo_agents.policy.wires.table import WIRES
 
-__all__ = ["DataPlane", "bearer", "decode_headers"]
+__all__ = ["DataPlane", "decode_headers"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _LONG_TEXT_BYTES = 64 * 1024
@@ -114,23 +115,17 @@ class DataPlane:
         await relay(x, receive, lambda: self._check_still_good(x))
 
     async def _authenticate(self, x: Exchange) -> None:
-        gateway = self._gateway
-        if gateway.keys_are_stale:
-            raise Denied(_STALE_KEYS)
         presented = bearer(x.headers)
-        found = gateway.keyring.authenticate(presented, now_us=x.started_us)
-        if isinstance(found, Refusal) and gateway.look is not None and gateway.keyring.may_be_new(presented):
-            await gateway.look()  # another gateway may have made it a moment ago
-            found = gateway.keyring.authenticate(presented, now_us=x.started_us)
+        found = await authenticate(self._gateway, presented, now_us=x.started_us)
         if isinstance(found, Refusal):
-            if found.code != Code.INVALID_API_KEY and presented is not None:
+            if found is not STALE_KEYS and found.code != Code.INVALID_API_KEY and presented is not None:
                 self._recognise(x, presented)
             raise Denied(found)
         x.grant, secret = found
         x.key_id = secret.public_id
-        fleet = gateway.fleet_of(x.grant)
-        if fleet is not None and fleet.blocked:
-            raise Denied(_fleet_blocked(fleet.fleet))
+        blocked = fleet_refusal(self._gateway, x.grant)
+        if blocked is not None:
+            raise Denied(blocked)
 
     def _recognise(self, x: Exchange, presented: str) -> None:
         """Note whose key was refused, and in which run: a known key's refusal goes into the log."""
@@ -154,9 +149,9 @@ class DataPlane:
             found = gateway.keyring.authenticate(bearer(x.headers), now_us=x.started_us)
             if isinstance(found, Refusal):
                 raise Denied(found)
-        fleet = gateway.fleet_of(grant)
-        if fleet is not None and fleet.blocked:
-            raise Denied(_fleet_blocked(fleet.fleet))
+        blocked = fleet_refusal(gateway, grant)
+        if blocked is not None:
+            raise Denied(blocked)
 
     async def _admit(self, x: Exchange) -> None:
         """Ask everything that needs no hold: grouping, model, tools, RPM, guardrails; TPM comes with the attempt."""
@@ -303,14 +298,6 @@ def decode_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def bearer(headers: dict[str, str]) -> str | None:
-    """Return the presented key: `Authorization: Bearer …`, or the headers that other SDKs use."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        return key.strip()
-    return headers.get("x-api-key") or headers.get("api-key")
-
-
 async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):  # it came with its head
@@ -395,15 +382,6 @@ def _guardrail_not_found(name: str) -> Refusal:
     )
 
 
-def _fleet_blocked(fleet: str) -> Refusal:
-    return Refusal(
-        status=403,
-        code=Code.KEY_BLOCKED,
-        message=f"The fleet {fleet} is blocked, and all of its keys with it. Unblock it with /team/update.",
-        scope="fleet",
-    )
-
-
 def _model_not_allowed(model: str, who: str, models: tuple[str, ...], *, scope: str) -> Refusal:
     return Refusal(
         status=403,
@@ -440,15 +418,6 @@ _NO_RATES = Refusal(
     status=503,
     code=Code.STORE_UNAVAILABLE,
     message="The gateway's rates cannot be counted now, and nothing is sent that is not. Try again shortly.",
-    retry_after_ms=1_000,
-)
-_STALE_KEYS = Refusal(
-    status=503,
-    code=Code.STORE_UNAVAILABLE,
-    message=(
-        "The gateway has not reached its database for a while, and does not know which keys are still good. "
-        "Try again shortly."
-    ),
     retry_after_ms=1_000,
 )
 _INTERNAL = Refusal(

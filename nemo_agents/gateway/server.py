@@ -165,7 +165,12 @@ async def _listening(
     server = _Server(uvicorn.Config(GatewayApp(gateway, admin_and_viewer(gateway)), **_uvicorn_options()))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     daily = gateway.settings.price_updates == "daily"
-    standing = [sweep(gateway), gateway.price_updates.keep_current(daily=daily), *[follow() for follow in following]]
+    standing = [
+        sweep(gateway),
+        gateway.retention.keep(),
+        gateway.price_updates.keep_current(daily=daily),
+        *[follow() for follow in following],
+    ]
     background = [asyncio.create_task(each) for each in standing]
     tasks = [serving, *background]
     try:

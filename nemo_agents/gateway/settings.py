@@ -25,6 +25,7 @@ Sandbox = Literal["auto", "on", "off"]
 Durability = Literal["process", "power"]
 Content = Literal["full", "none"]
 Readers = Literal["local", "key", "off"]
+_DAYS_MAX = 36_500
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -48,6 +49,16 @@ class Settings:
     )
     content: Content = _setting(
         "full", "What the request log keeps of prompts and answers: `full` (after guardrails) or `none`."
+    )
+    keep_content_days: int = _setting(
+        30,
+        "Days for which prompts, answers and the texts of spans are kept after their run was over: most of the log is "
+        "made of them, and they should lie about least. 0 keeps them for ever.",
+    )
+    keep_runs_days: int = _setting(
+        0,
+        "Days for which runs, calls and spans are kept after the run was over. 0 keeps them for ever: what money was "
+        "spent on is not forgotten unasked. Balances and the ledger's entries are kept in any case.",
     )
     durability: Durability = _setting(
         "process",
@@ -161,6 +172,9 @@ class Settings:
         for name in ("drain_timeout_s", "rotation_grace_s", "spike_factor", "heartbeat_s", "cache_max_bytes"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise SettingsError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("keep_content_days", "keep_runs_days"):
+            if not 0 <= getattr(self, name) <= _DAYS_MAX:
+                raise SettingsError(f"{name} must be between 0 and {_DAYS_MAX} days, not {getattr(self, name)}")
         if not 0 <= self.retries <= RETRIES_MAX:
             raise SettingsError(f"retries must be between 0 and {RETRIES_MAX}, not {self.retries}")
         if self.hold_ttl_s <= self.first_byte_timeout_s:

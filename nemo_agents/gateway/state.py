@@ -27,6 +27,7 @@ from nemo_agents.gateway.ports import Provider
 from nemo_agents.gateway.prices import PriceBook
 from nemo_agents.gateway.priceupdates import DocumentPriceStore, FilePriceStore, PriceUpdates
 from nemo_agents.gateway.providers import KEY_ENV_OF, ProviderConfig
+from nemo_agents.gateway.retention import Retention
 from nemo_agents.gateway.rim import Clock, Ids, chance
 from nemo_agents.gateway.route import Router
 from nemo_agents.gateway.settings import Settings
@@ -116,6 +117,7 @@ class Gateway:
     router: Router = field(init=False)  # chooses among deployments, by what this process learns of them
     price_updates: PriceUpdates = field(init=False)  # takes new tables of prices while calls are served
     stand_in: str | None = field(init=False)  # the provider that answers for those without credentials, if any
+    retention: Retention = field(init=False)  # deletes what is old
     metrics: Metrics = field(init=False)  # what `/metrics` shows
     _available: frozenset[str] = field(init=False)
     _one_change: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -126,6 +128,13 @@ class Gateway:
     def __post_init__(self) -> None:
         """Note what follows from the providers, which stay as they are."""
         self.metrics = Metrics(self._is_known)
+        self.retention = Retention(
+            self.store,
+            now_us=self.clock.now_us,
+            new_id=self.ids.event_id,
+            keep_runs_days=self.settings.keep_runs_days,
+            keep_content_days=self.settings.keep_content_days,
+        )
         self._available = frozenset(self.providers)
         self.stand_in = self._find_stand_in()
         self.configured = configured_deployments(self.settings.groups)

@@ -5,7 +5,8 @@ version and on httpx2 in another, so neither is imported here. All goes through 
 subclasses.
 
 A library, and whatever shows its settings, is given a stand-in for the key. The hook replaces it in requests to the
-gateway alone, so that no dump, log or traceback of a framework can tell the key.
+gateway alone, and it is back in them when they have been sent: no dump, log or traceback of a framework can tell the
+key, also where it has an answer or an exception that holds its request.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nemo_agents.trace.network import bare_tls, is_plain
 __all__ = ["CLOSED", "Connections", "HttpxClasses", "note", "place_of", "stand_in"]
 
 _EXTENSION: Final = "nemo_agents"  # where a request carries its place from the request hook to the response hook
+_HEADER: Final = "nemo_agents.header"  # where it carries the header that a key has taken the place of
 _STAND_IN: Final = "nemo-role:"
 
 CLOSED: Final = (
@@ -108,7 +110,7 @@ class Connections:
         with self._lock:
             if self._sync is None:
                 hooks: dict[str, list[Any]] = {"request": [self._hooks.request], "response": [self._hooks.response]}
-                made = _one_of_a_kind(self._library.DefaultHttpxClient)
+                made = _blocking(self._library.DefaultHttpxClient)
                 self._sync = made(event_hooks=hooks, **self._options)
             return self._sync
 
@@ -147,6 +149,17 @@ class _OneOfAKind:
         return self
 
 
+class _Blocking(_OneOfAKind):
+    """A client that leaves no key in what it has sent."""
+
+    def send(self, request: Any, **options: Any) -> Any:
+        """Send a request."""
+        try:
+            return super().send(request, **options)  # type: ignore[misc] # of the HTTP library's client beside this
+        finally:
+            _take_out_key(request)
+
+
 class _PerLoop(_OneOfAKind):
     """One HTTP client per event loop behind one face.
 
@@ -170,7 +183,10 @@ class _PerLoop(_OneOfAKind):
 
     async def send(self, request: Any, **options: Any) -> Any:
         """Send a request on a connection of the running event loop."""
-        return await self.__of(asyncio.get_running_loop()).send(request, **options)
+        try:
+            return await self.__of(asyncio.get_running_loop()).send(request, **options)
+        finally:
+            _take_out_key(request)
 
     async def aclose(self) -> None:
         """Close the connections of the running loop now, those of other running loops in their own time."""
@@ -205,8 +221,8 @@ class _PerLoop(_OneOfAKind):
 
 
 @cache
-def _one_of_a_kind(base: Any) -> Any:
-    return type("GatewayHttpClient", (_OneOfAKind, base), {})
+def _blocking(base: Any) -> Any:
+    return type("GatewayHttpClient", (_Blocking, base), {})
 
 
 @cache
@@ -254,7 +270,7 @@ class _Hooks:
             if left_s is not None:
                 headers[h.TIMEOUT_MS] = str(max(1, int(left_s * 1000)))
             request.extensions[_EXTENSION] = (place, place.sends())
-        self._put_in_key(headers)
+        self._put_in_key(request)
 
     def response(self, response: Any) -> None:
         if _EXTENSION not in response.request.extensions:
@@ -278,13 +294,21 @@ class _Hooks:
             self._netloc = type(url)(self._connections.gateway_url).netloc
         return bool(url.netloc == self._netloc)
 
-    def _put_in_key(self, headers: MutableMapping[str, str]) -> None:
+    def _put_in_key(self, request: _Request) -> None:
+        headers = request.headers
         for name, before in (("authorization", "Bearer "), ("x-api-key", "")):
             value = headers.get(name, "")
             if value.startswith(before + _STAND_IN):
                 key = self._connections.key_of(value[len(before) :])
                 if key is not None:
+                    request.extensions[_HEADER] = name, value
                     headers[name] = before + key.reveal()
+
+
+def _take_out_key(request: _Request) -> None:
+    name, value = request.extensions.pop(_HEADER, (None, ""))
+    if name is not None:
+        request.headers[name] = value
 
 
 def note(response: Any, error: GatewayError | None, *, in_stream: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from nemo_agents.trace.propagate import trace_id_of
 
-__all__ = ["AttributeValue", "SpanKind", "SpanRecord", "encode_spans"]
+__all__ = ["AttributeValue", "SpanKind", "SpanRecord", "attributes", "encode_spans"]
 
 SpanKind = Literal["agent", "task", "tool", "chain", "retriever", "guardrail", "other"]
 AttributeValue = str | int | float | bool
@@ -59,7 +59,7 @@ def encode_spans(run_id: str, spans: Iterable[SpanRecord]) -> dict[str, Any]:
     trace_id = trace_id_of(run_id)
     resource = {"service.name": "nemo-agents", "nemo.run.id": run_id}
     scope_spans = {"scope": {"name": "nemo_agents"}, "spans": [_span(trace_id, span) for span in spans]}
-    return {"resourceSpans": [{"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope_spans]}]}
+    return {"resourceSpans": [{"resource": {"attributes": attributes(resource)}, "scopeSpans": [scope_spans]}]}
 
 
 def _span(trace_id: str, span: SpanRecord) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _span(trace_id: str, span: SpanRecord) -> dict[str, Any]:
         "kind": _INTERNAL,
         "startTimeUnixNano": str(span.started_us * 1_000),
         "endTimeUnixNano": str(max(span.started_us, span.ended_us) * 1_000),
-        "attributes": _attributes({**span.attributes, **_facts(span)}),
+        "attributes": attributes({**span.attributes, **_facts(span)}),
     }
     if span.error is not None:
         out["status"] = {"code": _ERROR, "message": span.error}
@@ -97,7 +97,8 @@ def _facts(span: SpanRecord) -> dict[str, AttributeValue]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _attributes(values: Mapping[str, AttributeValue]) -> list[dict[str, Any]]:
+def attributes(values: Mapping[str, AttributeValue]) -> list[dict[str, Any]]:
+    """Write attributes as OTLP/JSON has them."""
     return [{"key": name, "value": _value(value)} for name, value in values.items()]
 
 

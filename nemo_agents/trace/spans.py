@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Self
 
-from nemo_agents.errors import GatewayUnreachable
+from nemo_agents.errors import AdminError, GatewayUnreachable
 from nemo_agents.policy.keys import hide_keys
 from nemo_agents.trace import answers, context, propagate
 from nemo_agents.trace.context import Answer, Place
@@ -27,11 +27,12 @@ SPANS_MAX: Final = 10_000  # open or waiting to be sent
 TEXT_BYTES_MAX: Final = 32_768  # of one input or output
 _SLACK_BYTES: Final = 256  # a key across the cut is whole until it is hidden
 _CUT: Final = "…"
-_WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # of all inputs and outputs that wait
+_WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # of all inputs, outputs and attributes that wait
 _NAME_LENGTH_MAX: Final = 200
 _BATCH_MAX: Final = 500
 _BATCH_BYTES_MAX: Final = 1024 * 1024
 _EVERY_S: Final = 1.0
+_COME_BACK: Final = 503  # the status of a gateway that has too much to do, or no database, for a moment
 _NEVER_ENDED: Final = "nemo.span.never_ended"  # set where the run was over before the span was closed
 
 Send = Callable[[Sequence[SpanRecord]], None]
@@ -101,7 +102,7 @@ class Spans:
                 role=role,
                 started_us=self._clock_us(),
                 input=as_text(input),
-                attributes=dict(attributes or {}),
+                attributes=_kept(attributes or {}),
             )
             self._begin(span_id, span, around)
         except Exception as exc:  # noqa: BLE001 - telling about a run never breaks the run
@@ -242,11 +243,11 @@ class Spans:
         return batch
 
     def _deliver(self, batch: Sequence[SpanRecord], *, last: bool) -> bool:
-        """Send a batch; keep it for later when the gateway is not there, except at the run's end."""
+        """Send a batch; keep it for later when the gateway cannot take it now, except at the run's end."""
         try:
             self._send([_presentable(span) for span in batch])
-        except GatewayUnreachable as exc:
-            if last:
+        except (GatewayUnreachable, AdminError) as exc:
+            if last or (isinstance(exc, AdminError) and exc.status != _COME_BACK):
                 self._lose(exc, spans=len(batch))
                 return False
             self.send_error = exc
@@ -277,7 +278,7 @@ class Span:
     """A span as a block: `with run.span("tool", "web_search", input=query) as span`.
 
     Calls that are made inside lie under it. What is put into `output` is kept; an exception that leaves the block
-    makes the span a failed one, and goes on.
+    makes the span a failed one, and goes on. `sys.exit(0)` is no failure, nor is a stream that was not read to its end.
     """
 
     def __init__(
@@ -330,7 +331,8 @@ class Span:
         self._open = False
         if self._token is not None:
             context.leave(self._token)
-        self._spans.close(self.id, output=self.output, error=exc)
+        well = exc is None or isinstance(exc, GeneratorExit) or answers.is_plain_exit(exc)
+        self._spans.close(self.id, output=self.output, error=None if well else exc)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -407,7 +409,7 @@ def as_text(value: object) -> str | None:
 
 def shown_text(text: str) -> str:
     """Return a text without anything that looks like a key, cut at `TEXT_BYTES_MAX` bytes of UTF-8."""
-    return _cut(hide_keys(text), TEXT_BYTES_MAX)
+    return _cut(_sendable(text), TEXT_BYTES_MAX)
 
 
 def _cut(text: str, bytes_max: int) -> str:
@@ -417,6 +419,23 @@ def _cut(text: str, bytes_max: int) -> str:
     if len(data) <= bytes_max:
         return text
     return data[: bytes_max - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT
+
+
+def _sendable(text: str) -> str:
+    """Return a text without anything that looks like a key, and without halves of characters, which no UTF-8 has."""
+    return hide_keys(text if text.isascii() else text.encode("utf-8", "replace").decode())
+
+
+def _kept(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Return attributes that are sure to be sendable: all but numbers of 64 bits as texts, cut like an input."""
+    return {
+        _name(name): value if isinstance(value, float) or _is_int64(value) else as_text(str(value)) or ""
+        for name, value in attributes.items()
+    }
+
+
+def _is_int64(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() < 64
 
 
 def _plain(value: object) -> object:
@@ -450,17 +469,22 @@ def _name(name: str) -> str:
 
 
 def _size(record: SpanRecord) -> int:
-    return len(record.input or "") + len(record.output or "")
+    texts = (value for value in record.attributes.values() if isinstance(value, str))
+    return len(record.input or "") + len(record.output or "") + sum(map(len, texts))
 
 
 def _presentable(span: SpanRecord) -> SpanRecord:
     """Return the span as it may be sent; done here because to look for keys in long texts takes time."""
     return replace(
         span,
-        name=hide_keys(span.name),
+        name=_sendable(span.name),
+        step=None if span.step is None else _sendable(span.step),
+        role=None if span.role is None else _sendable(span.role),
+        error=None if span.error is None else _sendable(span.error),
         input=None if span.input is None else shown_text(span.input),
         output=None if span.output is None else shown_text(span.output),
         attributes={
-            name: shown_text(value) if isinstance(value, str) else value for name, value in span.attributes.items()
+            _sendable(name): shown_text(value) if isinstance(value, str) else value
+            for name, value in span.attributes.items()
         },
     )

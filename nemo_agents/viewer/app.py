@@ -36,6 +36,7 @@ from nemo_agents.viewer.filters import CALL_FILTER, RUN_FILTER, Filter, Language
 from nemo_agents.viewer.reader import Reader, ReadFailed
 from nemo_agents.viewer.rendering import make_environment, query
 from nemo_agents.viewer.runview import Scale, arrange, contents_wanted, span_texts_wanted
+from nemo_agents.viewer.suspects import texts_wanted
 
 __all__ = ["viewer_app"]
 
@@ -215,6 +216,7 @@ class _Pages:
         selected, selected_span = request.query_params.get("call"), request.query_params.get("span")
         start = _place(request.query_params.get("from"))
         wanted = contents_wanted(detail, selected=selected, start=start)
+        wanted = list(dict.fromkeys([*wanted, *texts_wanted(detail)]))
         contents = await self._reader.get_contents(wanted) if wanted else {}
         unread = span_texts_wanted(detail, selected=selected, selected_span=selected_span, start=start)
         texts_of_spans = await self._reader.get_span_texts(detail.run, unread) if unread else {}

@@ -81,6 +81,7 @@ def make_environment(*, asset_names: dict[str, str]) -> Environment:
         asset_names=asset_names,
         call_fragment=_call_fragment,
         kind_marks=KIND_MARKS,
+        layout="base.html",
         marks=STATE_MARKS,
         query=query,
         share=_share,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from nemo_agents.admin import wire
@@ -13,6 +13,7 @@ from nemo_agents.viewer.content import Content, content_of
 from nemo_agents.viewer.shadows import shadow_hint
 from nemo_agents.viewer.spantree import id_of, in_order, is_problem, outwards, span_end, tree_of
 from nemo_agents.viewer.spanview import MOST_NESTED, SpanView, Texts, span_texts, span_view, spans_wanted
+from nemo_agents.viewer.steporder import steps_in_order
 from nemo_agents.viewer.timeline import (
     Axis,
     Burn,
@@ -160,17 +161,21 @@ def arrange(
     full: bool = False,
     scale: Scale | None = None,
     texts_of_spans: Texts | None = None,
+    whole: bool = False,
 ) -> RunView:
     """Arrange a run for its page.
 
-    `contents` holds the texts of the calls in `contents_wanted`; `start` says which calls are shown, as there; `full`
-    shows the selected one uncut. `selected_span` is the id of a span, `texts_of_spans` has what those in
-    `span_texts_wanted` took and gave.
+    `contents` holds the texts of the calls in `contents_wanted` and `suspects.texts_wanted`; `start` says which calls
+    are shown, as there; `full` shows the selected one uncut. `selected_span` is the id of a span, `texts_of_spans` has
+    what those in `span_texts_wanted` took and gave. `whole` puts every call on one page, its texts uncut.
     """
     run = detail.run
-    verdict = why(detail, now_us=now_us)
+    verdict = why(detail, contents, now_us=now_us)
     items = in_order(detail.calls, detail.spans)
     page = call_page(items, asked=start, also=(selected or selected_span, verdict.culprit))
+    if whole:
+        shown_all = frozenset(page.place)
+        page = replace(page, first=1, last=len(items), shown=shown_all, problems_added=0, problems_left_out=0, links=())
     axis = axis_of(run, detail.steps, detail.calls, detail.spans, now_us=now_us)
     chosen_scale: Scale = scale or ("step" if len(items) > MANY_CALLS else "run")
     problems = sum(call.state in PROBLEM_STATES for call in detail.calls)
@@ -180,8 +185,8 @@ def arrange(
     shown_spans = [span for span in detail.spans if span.span_id in shown]
     said = span_texts(shown_spans, texts_of_spans or {}, selected_span)
     read_all = not spans_wanted(detail, shown_spans, selected_span)
-    wanted = contents_wanted(detail, selected=selected, start=start)
-    texts = _texts(detail, contents, wanted, selected=selected, full=full)
+    wanted = list(contents) if whole else contents_wanted(detail, selected=selected, start=start)
+    texts = _texts(detail, contents, wanted, selected=selected, full=full, whole=whole)
 
     def view_of_span(row: wire.SpanRow, depth: int, on: Axis) -> SpanView:
         is_selected = row.span_id == selected_span
@@ -209,7 +214,7 @@ def arrange(
             selected=call.request_id == selected,
             is_open=opened or call.request_id == selected,
             content=content,
-            content_elsewhere=content is None and kept_here,
+            content_elsewhere=content is None and kept_here and not whole,
             depth=min(depth, MOST_NESTED),
         )
 
@@ -295,8 +300,9 @@ def _texts(
     *,
     selected: str | None,
     full: bool,
+    whole: bool,
 ) -> dict[str, Content]:
-    """Arrange texts until the page is full; the selected call comes first and always fits."""
+    """Arrange texts until the page is full; the selected call comes first and always fits, `whole` has all uncut."""
     before: dict[str, wire.CallContent | None] = {}
     last: dict[str | None, wire.CallContent] = {}
     for call in detail.calls:
@@ -312,10 +318,10 @@ def _texts(
         most = MOST_CHARS
         if request_id == selected:
             most = MOST_CHARS_SELECTED
-        cut = None if full and request_id == selected else most
+        cut = None if whole or (full and request_id == selected) else most
         content = content_of(kept, previous=before[request_id], most_chars=cut)
         size = _size(content, folded=request_id != selected)
-        if request_id == selected or size <= room:
+        if whole or request_id == selected or size <= room:
             texts[request_id] = content
             room -= size
     return texts
@@ -335,27 +341,11 @@ def _tree(detail: wire.RunDetail) -> list[_Branch]:
         calls.setdefault(call.step, []).append(call)
     for each in detail.spans:
         spans.setdefault(each.step, []).append(each)
-    known = {step.step: step for step in detail.steps}
-    children: dict[str | None, list[wire.StepRow]] = {}
-    for step in sorted(known.values(), key=lambda step: step.seq):
-        parent = step.parent if step.parent in known and step.parent != step.step else None
-        children.setdefault(parent, []).append(step)
-    told: list[_Branch] = []
-    seen: set[str] = set()
-
-    def tell(step: wire.StepRow) -> None:
-        stack = [(step, 0)]
-        while stack:
-            each, depth = stack.pop()
-            if each.step not in seen:
-                seen.add(each.step)
-                told.append((each.step, depth, each, calls.get(each.step, []), spans.get(each.step, [])))
-                stack += [(child, depth + 1) for child in reversed(children.get(each.step, []))]
-
-    for root in children.get(None, []):
-        tell(root)
-    for step in known.values():  # a ring of parents has no root
-        tell(step)
+    told: list[_Branch] = [
+        (step.step, depth, step, calls.get(step.step, []), spans.get(step.step, []))
+        for step, depth in steps_in_order(detail.steps)
+    ]
+    seen = {step.step for step in detail.steps}
     others = dict.fromkeys([*calls, *spans])
     told += [(label, 0, None, calls.get(label, []), spans.get(label, [])) for label in others if label not in seen]
     return told

@@ -1,27 +1,32 @@
 """The verdict: one sentence that says how a run ended and why, with the steps and calls it speaks of.
 
-Pure. The page makes links of the parts; the command line joins their texts.
+Pure. The page makes links of the parts; the command line joins their texts; `told` is what the admin API answers. A
+step is named by the number that it has on the run's page, and by its label.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nemo_agents.admin import wire
 from nemo_agents.errors import Code
 from nemo_agents.money import format_nanos
+from nemo_agents.viewer.steporder import steps_in_order
+from nemo_agents.viewer.suspects import GoodRun, suspects_of
 from nemo_agents.viewer.text import duration, percent, plural, shorten
 
-__all__ = ["PROBLEM_STATES", "Part", "Verdict", "cause", "name_of", "why"]
+__all__ = ["PROBLEM_STATES", "Part", "Verdict", "cause", "name_of", "told", "why"]
 
 PROBLEM_STATES: Final = frozenset({"refused", "failed", "abandoned"})
 """States of a call that gave its caller no answer."""
 
 _MESSAGE_LENGTH: Final = 300
 _BIG_SHARE: Final = 0.4  # a step that spent this much of a run is worth a clause
+_WASTE_SHARE: Final = 0.1  # so is this much of a run's cost that bought no answer
+_OWED_SHARE: Final = 0.5  # of a step's cost, from which on its fallbacks are what made it dear
 _CALLER_LEFT: Final = 499  # the status of a call whose client went away
 _LEFT: Final = {  # who left an abandoned call: as a sentence, and after "2 calls were"
     "caller": ("the caller hung up before the answer was complete", "left by the caller"),
@@ -53,11 +58,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a run ended. `culprit` is the request id of the call to look at first, if there is one."""
+    """How a run ended.
+
+    `culprit` is the request id of the call to look at first, if there is one. `suspects` are calls that may have
+    spoiled the result, where no error explains the end.
+    """
 
     state: str
     parts: tuple[Part, ...]
     culprit: str | None = None
+    suspects: tuple[wire.Suspect, ...] = ()
 
     @property
     def text(self) -> str:
@@ -72,8 +82,47 @@ def name_of(run: wire.RunRow) -> str:
     return "unnamed run" if run.grouped else "single call"
 
 
-def why(detail: wire.RunDetail, *, now_us: int | None = None) -> Verdict:
-    """Explain a run. `now_us` (microseconds since the epoch) is used for a run that still goes on."""
+def why(
+    detail: wire.RunDetail,
+    contents: Mapping[str, wire.CallContent] | None = None,
+    *,
+    now_us: int | None = None,
+    good: GoodRun | None = None,
+) -> Verdict:
+    """Explain a run.
+
+    `contents` is what its calls said, by request id: of those in `suspects.texts_wanted`, as far as it was kept.
+    `now_us` (microseconds since the epoch) is used for a run that still goes on; `good` is a run of the same name that
+    went well, to compare models and parameters with.
+    """
+    verdict = _verdict(detail, now_us)
+    explained = verdict.state in ("running", "stopped") or (verdict.state == "failed" and verdict.culprit is not None)
+    return verdict if explained else replace(verdict, suspects=suspects_of(detail, contents or {}, good=good))
+
+
+def told(detail: wire.RunDetail, verdict: Verdict) -> wire.Why:
+    """Return the verdict of a run as the admin API tells it."""
+    run = detail.run
+    by = run.stopped_by if verdict.state in ("stopped", "failed") else None
+    call = next((call for call in detail.calls if call.request_id == verdict.culprit), None)
+    values = {("budget", "run"): run.budget_nanos, ("max_calls", "run"): run.max_calls}
+    return wire.Why(
+        run_id=run.run_id,
+        state=verdict.state,
+        sentence=verdict.text,
+        parts=[wire.WhyPart(text=part.text, call=part.call, step=part.step) for part in verdict.parts],
+        kind=by.kind if by else None,
+        code=by.code if by else call.code if call else None,
+        scope=by.scope if by else None,
+        limit=by.limit if by else None,
+        value=values.get((by.kind, by.scope or "")) if by else None,
+        step=(by.step if by else None) or (call.step if call else None),
+        request_id=verdict.culprit,
+        suspects=list(verdict.suspects),
+    )
+
+
+def _verdict(detail: wire.RunDetail, now_us: int | None) -> Verdict:
     match detail.run.state:
         case "stopped":
             return _stopped(detail)
@@ -115,7 +164,7 @@ def _stopped(detail: wire.RunDetail) -> Verdict:
         return _stopped_by_hand(detail)
     call = _stopping_call(detail)
     step = (by.step if by else None) or (call.step if call else None)
-    parts = [Part(text="Stopped", strong=True), *_place(step, call), Part(text=": ")]
+    parts = [Part(text="Stopped", strong=True), *_place(detail, step, call), Part(text=": ")]
     if by is None:
         parts.append(Part(text=_problem(call) if call else "no cause was reported"))
     else:
@@ -123,6 +172,8 @@ def _stopped(detail: wire.RunDetail) -> Verdict:
     if by is None or by.kind in ("budget", "max_calls"):
         parts += _left(detail.run)
         parts += _spender(detail)
+        waste = _wasted(detail)
+        parts += [Part(text="; "), *waste] if waste else []
     parts.append(Part(text="."))
     return Verdict(state="stopped", parts=tuple(parts), culprit=call.request_id if call else None)
 
@@ -135,7 +186,7 @@ def _stopped_by_hand(detail: wire.RunDetail) -> Verdict:
     if cut:
         step = cut[0].step
         if step:
-            parts += [Part(text=" during "), Part(text=f"step {step}", step=step, strong=True), Part(text=", ")]
+            parts += [Part(text=" during "), _step(detail, step, strong=True), Part(text=", ")]
         else:
             parts.append(Part(text=" during "))
         more = f" and {plural(len(cut) - 1, 'more call')}" if len(cut) > 1 else ""
@@ -225,21 +276,49 @@ def _spender(detail: wire.RunDetail) -> list[Part]:
     if most.cost_nanos < _BIG_SHARE * total:
         return []
     share = percent(most.cost_nanos, max(total, detail.run.cost_nanos))
-    return [Part(text="; "), Part(text=f"step {most.step}", step=most.step), Part(text=f" spent {share}")]
+    spent = Part(text=f" spent {share}{_because(most, detail.calls)}")
+    return [Part(text="; "), _step(detail, most.step), spent]
+
+
+def _because(step: wire.StepRow, calls: Sequence[wire.CallRow]) -> str:
+    """Say that a step was dear as its calls fell back, where these made half of its cost or more."""
+    moved = [call for call in calls if call.step == step.step and _fell_back(call)]
+    if not moved or sum(call.cost_nanos or 0 for call in moved) < _OWED_SHARE * step.cost_nanos:
+        return ""
+    first = moved[0].attempt_rows[0]
+    met = f"answered {first.status}" if first.status else "gave no answer"
+    return f" because {first.model} {met} and fell back to {_server(moved[0])}"
+
+
+def _wasted(detail: wire.RunDetail) -> list[Part]:
+    """Tell what share of a run's cost bought no answer: calls without one, and attempts before the last."""
+    waste: dict[str, int] = {}
+    for call in detail.calls:
+        lost = (call.cost_nanos or 0) if call.state in PROBLEM_STATES else 0
+        if call.state == "ok":
+            lost = sum(attempt.cost_nanos or 0 for attempt in call.attempt_rows[:-1])
+        if lost:
+            waste[call.request_id] = lost
+    total = sum(waste.values())
+    if not total or total < _WASTE_SHARE * detail.run.cost_nanos:
+        return []
+    dearest = max(waste, key=waste.__getitem__)
+    share = percent(total, max(total, detail.run.cost_nanos))
+    return [Part(text=f"{share} of the cost bought no answer", call=dearest)]
 
 
 # --- failed -----------------------------------------------------------------------------------------------
 def _failed(detail: wire.RunDetail) -> Verdict:
     call = _failing_call(detail)
     if call is not None:
-        parts = [Part(text="Failed", strong=True), *_place(call.step, call), Part(text=f": {_problem(call)}")]
+        parts = [Part(text="Failed", strong=True), *_place(detail, call.step, call), Part(text=f": {_problem(call)}")]
         parts += [Part(text=_attempts_clause(call)), Part(text=".")]
-        if detail.run.error and detail.run.error != call.error:
+        if detail.run.error and (not call.error or call.error.rstrip(". ") not in detail.run.error):
             parts.append(Part(text=f" The application ended with {_sentence(detail.run.error)}."))
         return Verdict(state="failed", parts=tuple(parts), culprit=call.request_id)
     step = next((step for step in reversed(detail.steps) if step.state == "failed"), None)
     error = (step.error if step else None) or detail.run.error or "no error was reported"
-    parts = [Part(text="Failed", strong=True), *_place(step.step if step else None, None)]
+    parts = [Part(text="Failed", strong=True), *_place(detail, step.step if step else None, None)]
     parts.append(Part(text=f": {_sentence(error)}."))
     if detail.calls and not any(each.state in PROBLEM_STATES for each in detail.calls):
         all_of = "The one call" if len(detail.calls) == 1 else f"All {len(detail.calls):,} calls"
@@ -274,6 +353,8 @@ def _recovered(detail: wire.RunDetail) -> Verdict:
         parts += [Part(text="; " if problems else ""), *moved]
     if not problems and not moved:
         parts.append(Part(text="problems were reported and handled"))
+    waste = _wasted(detail)
+    parts += [Part(text="; "), *waste] if waste else []
     parts.append(Part(text=f". {_capital(_sums(detail.run, len(detail.steps)))}."))
     return Verdict(state="recovered", parts=tuple(parts), culprit=problems[0].request_id if problems else None)
 
@@ -297,7 +378,7 @@ def _overcome(problems: Sequence[wire.CallRow], made_up: frozenset[str]) -> list
 
 def _ok(detail: wire.RunDetail) -> Verdict:
     parts = [Part(text="OK", strong=True), Part(text=f": {_sums(detail.run, len(detail.steps))}")]
-    for note in (_fallbacks(detail.calls), _odd_ends(detail.calls)):
+    for note in (_fallbacks(detail.calls), _odd_ends(detail.calls), _wasted(detail)):
         if note:
             parts += [Part(text="; "), *note]
     parts.append(Part(text="."))
@@ -309,7 +390,7 @@ def _running(detail: wire.RunDetail, now_us: int | None) -> Verdict:
     last = detail.calls[-1] if detail.calls else None
     took = f" for {duration(now_us - run.started_us)}" if now_us is not None else ""
     step = next((step.step for step in reversed(detail.steps) if step.state == "running"), None)
-    parts = [Part(text=f"Running{took}", strong=True), *_place((last and last.step) or step, last)]
+    parts = [Part(text=f"Running{took}", strong=True), *_place(detail, (last and last.step) or step, last)]
     parts.append(Part(text=f": {plural(run.calls, 'call')} so far, {_spent(run)}"))
     problems = sum(call.state in PROBLEM_STATES for call in detail.calls)
     if problems:
@@ -325,25 +406,34 @@ def _lost(detail: wire.RunDetail) -> Verdict:
         parts.append(Part(text="it made no call."))
         return Verdict(state="lost", parts=tuple(parts))
     ended = "is still open" if last.state == "open" else _problem(last) if last.state in PROBLEM_STATES else "succeeded"
-    parts += [Part(text="its last call,"), *_place(last.step, last), Part(text=f", {ended}. ")]
+    parts += [Part(text="its last call,"), *_place(detail, last.step, last), Part(text=f", {ended}. ")]
     parts.append(Part(text=f"{_capital(_sums(detail.run, len(detail.steps)))}."))
     return Verdict(state="lost", parts=tuple(parts), culprit=last.request_id)
 
 
 def _fallbacks(calls: Sequence[wire.CallRow]) -> list[Part]:
-    moved = [call for call in calls if call.state == "ok" and any(a.reason == "fallback" for a in call.attempt_rows)]
+    moved = [call for call in calls if _fell_back(call)]
     if not moved:
         return []
     first = moved[0]
-    failed, served = first.attempt_rows[0].model, first.model_served or first.attempt_rows[-1].model
+    failed, served = first.attempt_rows[0].model, _server(first)
     text = f"{plural(len(moved), 'call')} fell back from {failed} to {served}"
-    same = all((c.attempt_rows[0].model, c.model_served or c.attempt_rows[-1].model) == (failed, served) for c in moved)
+    same = all((call.attempt_rows[0].model, _server(call)) == (failed, served) for call in moved)
     return [
         Part(
             text=text if same else f"{plural(len(moved), 'call')} fell back to another model",
             call=first.request_id,
         )
     ]
+
+
+def _fell_back(call: wire.CallRow) -> bool:
+    return call.state == "ok" and any(attempt.reason == "fallback" for attempt in call.attempt_rows)
+
+
+def _server(call: wire.CallRow) -> str:
+    """Return the model that served a call that fell back."""
+    return call.model_served or call.attempt_rows[-1].model
 
 
 def _odd_ends(calls: Sequence[wire.CallRow]) -> list[Part]:
@@ -356,9 +446,15 @@ def _odd_ends(calls: Sequence[wire.CallRow]) -> list[Part]:
 
 
 # --- words ------------------------------------------------------------------------------------------------
-def _place(step: str | None, call: wire.CallRow | None) -> list[Part]:
-    """Write ` at step critique, call 7` with links."""
-    parts = [Part(text=" at "), Part(text=f"step {step}", step=step, strong=True)] if step else []
+def _step(detail: wire.RunDetail, step: str, *, strong: bool = False) -> Part:
+    """Write `step 3 critique`; without a number where nobody reported the step."""
+    number = next((n for n, (row, _) in enumerate(steps_in_order(detail.steps), 1) if row.step == step), None)
+    return Part(text=f"step {step}" if number is None else f"step {number} {step}", step=step, strong=strong)
+
+
+def _place(detail: wire.RunDetail, step: str | None, call: wire.CallRow | None) -> list[Part]:
+    """Write ` at step 3 critique, call 7` with links."""
+    parts = [Part(text=" at "), _step(detail, step, strong=True)] if step else []
     if call is not None:
         parts += [
             Part(text=", " if parts else " at "),

@@ -47,7 +47,7 @@ def test_it_shows_its_eight_parts_offline_and_leaves_nothing(demo_shell):
     assert re.search(r"429 rate_limit_exceeded after \d+ calls", parts[5])
     assert "Retry in " in parts[5]
     assert "OK: 6 calls in 6 steps" in parts[6]
-    assert "Stopped at step draft, call 4" in parts[6]
+    assert "Stopped at step 1 draft, call 4" in parts[6]
     assert "30/30" in parts[7]
     assert "ledger: every balance adds up" in parts[7]
     assert re.search(r"^http://127\.0\.0\.1:\d+/runs/[0-9a-f]{32}\?token=\S+$", parts[8], re.MULTILINE)

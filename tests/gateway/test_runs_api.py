@@ -359,7 +359,7 @@ def test_a_run_that_is_stopped_by_hand_in_the_middle_of_a_call_names_it(bench: B
     row = seen_alike(bench, run)
     assert (row["state"], row["stopped_by"]["kind"], row["stopped_by"]["step"]) == ("stopped", "stopped", "s")
     detail = bench.ok("GET", f"/nemo/runs/{run.id}", fleet=bench.fleet)
-    assert why(msgspec.convert(detail, RunDetail)).text == "Stopped by hand during step s, call 1 (cut)."
+    assert why(msgspec.convert(detail, RunDetail)).text == "Stopped by hand during step 1 s, call 1 (cut)."
 
 
 def test_a_run_that_nobody_reports_names_the_call_that_its_stop_cut(bench: Bench):
@@ -373,7 +373,7 @@ def test_a_run_that_nobody_reports_names_the_call_that_its_stop_cut(bench: Bench
         assert "run_stopped" in "".join(parts)
     refused(bench.chat(key, headers=headers), 403, "run_stopped", limit="stopped")
     detail = bench.ok("GET", f"/nemo/runs/{RUN_ID}", fleet=bench.fleet)
-    told = "Stopped by hand during step s, call 1 (cut); 1 later call was refused."
+    told = "Stopped by hand during step 1 s, call 1 (cut); 1 later call was refused."
     assert why(msgspec.convert(detail, RunDetail)).text == told
     assert detail["run"]["stopped_by"]["request_id"] == answer.headers["x-nemo-request-id"]
 

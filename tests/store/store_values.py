@@ -119,5 +119,5 @@ def empty(database: str) -> None:
         admin.execute("SET session_replication_role = replica")  # the ledger's trigger refuses this too
         admin.execute(
             "TRUNCATE attempts, balances, calls, changes, contents, deliveries, deployments, documents, entries,"
-            " events, fleets, grants, messages, runs, secrets, spans, steps RESTART IDENTITY"
+            " events, fleets, grants, messages, prunings, runs, secrets, spans, steps RESTART IDENTITY"
         )

@@ -78,6 +78,12 @@ async def test_spans_of_a_trace_are_in_the_run_that_the_sdk_derives_it_from(stor
     assert (len(found.spans), found.run.name, found.run.state) == (1, "reported", "running")
 
 
+async def test_a_run_of_that_name_whose_calls_name_another_trace_takes_the_spans(store: SqlStore) -> None:
+    await make_call(store, run_id=TRACE, trace_id="cd" * 16)
+    assert await store.log_spans(a_batch()) == 0
+    assert len((await detail(store, TRACE)).spans) == 1
+
+
 async def test_a_trace_without_a_run_becomes_one(store: SqlStore) -> None:
     await store.log_spans(a_batch(a_span("b", "a", started_us=T0 + 5)))
     running = await detail(store, TRACE)

@@ -560,6 +560,23 @@ def test_no_key_shows_in_any_repr(gateway, fleet):
             assert KEY[-20:] not in repr(thing)
 
 
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+async def test_what_was_sent_holds_no_key_any_more(gateway, fleet, header):
+    member = fleet["researcher"]
+    value = f"Bearer {member.key_stand_in}" if header == "authorization" else member.key_stand_in
+    url = f"{gateway.url}/v1/models"
+    answers = [
+        member.http_client().get(url, headers={header: value}),
+        await member.async_http_client().get(url, headers={header: value}),
+    ]
+    assert [answer.request.headers[header] for answer in answers] == [value, value]
+    assert [seen.headers[header].removeprefix("Bearer ") for seen in gateway.seen[-2:]] == [KEY, KEY]
+    gateway.answers.append(Told(events=[], cut=True))
+    with pytest.raises(Exception, match="closed") as caught:
+        member.http_client().get(url, headers={header: value})
+    assert caught.value.request.headers[header] == value
+
+
 def test_a_child_process_gets_what_openais_clients_read(gateway, fleet):
     assert fleet["researcher"].env() == {
         "OPENAI_API_KEY": KEY,

@@ -259,6 +259,13 @@ def test_texts_are_cut_and_can_be_stored() -> None:
     assert told(name=" \n").name == "span"
 
 
+def test_what_looks_like_a_key_is_not_kept() -> None:
+    key = "sk-proj-" + "a" * 40
+    long = "." * (TEXT_BYTES_MAX - 5) + key  # the cut is within the key
+    facts = told({"input.value": long, "output.value": {"k": key}, "note": key}, failed=True, message=f"bad {key}")
+    assert "sk-proj" not in f"{facts.input}{facts.output}{facts.attributes}{facts.error}"
+
+
 def test_a_text_is_cut_only_where_it_has_to_be() -> None:
     assert cut_bytes("ä" * 10, 20) == "ä" * 10
     assert cut_bytes("ä" * 10, 19) == "ä" * 8 + "…"

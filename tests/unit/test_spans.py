@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from recording_gateway import RecordingGateway, Told, recording_gateway
 
 from nemo_agents import AgentRole, Fleet, GatewayUnreachable
+from nemo_agents.errors import AdminError
 from nemo_agents.trace import spans as recorder
 from nemo_agents.trace.otlp import SpanRecord, encode_spans
 from nemo_agents.trace.spans import TEXT_BYTES_MAX, Spans, as_text, shown_text
@@ -379,10 +381,11 @@ def test_big_batches_are_sent_in_parts(monkeypatch):
     assert max(sizes) == 2
 
 
-def test_spans_wait_for_a_gateway_that_is_not_there(monkeypatch):
+@pytest.mark.parametrize("error", [GatewayUnreachable("no"), AdminError("come back", status=503)])
+def test_spans_wait_for_a_gateway_that_cannot_take_them_now(monkeypatch, error):
     monkeypatch.setattr(recorder, "_EVERY_S", 0.001)
     sender = Sender()
-    sender.errors = [GatewayUnreachable("no"), GatewayUnreachable("no")]
+    sender.errors = [error, error]
     spans = recording(sender)
     spans.close(spans.open("tool", "t"))
     assert sender.took.wait(30)
@@ -431,6 +434,40 @@ def test_nothing_raises_whatever_it_is_given(fleet, gateway):
             span.output = Broken()
     assert run.state == "ok"
     assert run.spans.dropped > 0
+
+
+def test_one_text_that_cannot_be_sent_takes_no_other_span_with_it(gateway, fleet):
+    half = "half of a character: \ud83d"
+    with fleet.run("r") as run:
+        with run.span("tool", half, input=half, attributes={half: half, "list": [half]}):
+            pass
+        with run.span("tool", "huge", attributes={"n": 10**5_000}):  # Python writes no number of that length
+            pass
+        with pytest.raises(ValueError, match="half"), run.span("tool", "failed"):
+            raise ValueError(half)
+        with run.span("tool", "other"):
+            pass
+    assert [span["name"] for span in gateway.spans] == ["half of a character: ?", "failed", "other"]
+    assert run.spans.dropped == 1
+
+
+def test_attributes_that_wait_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(recorder, "_WAITING_BYTES_MAX", 100)
+    sender = Sender()
+    sender.free.clear()
+    spans = recording(sender)
+    for _ in range(10):
+        spans.close(spans.open("tool", "t", attributes={"text": "x" * 30}))
+    assert 0 < spans._waiting_bytes <= 100
+    sender.free.set()
+    ended(spans)
+
+
+@pytest.mark.parametrize("end", [GeneratorExit(), SystemExit(0)])
+def test_a_block_that_is_left_early_has_not_failed(gateway, fleet, end):
+    with contextlib.suppress(GeneratorExit, SystemExit), fleet.run("r") as run, run.span("tool", "t"):
+        raise end
+    assert [span["status"] for span in gateway.spans] == [{"code": 1}]
 
 
 def test_a_span_opened_after_the_end_is_not_kept(gateway, fleet):

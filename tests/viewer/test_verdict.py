@@ -23,22 +23,23 @@ def said(detail: wire.RunDetail) -> str:
         (
             "stopped_by_budget",
             (
-                "Stopped at step edit, call 6: the run's budget $0.05 did not allow this call, $0.0071 of it was left; "
-                "step research spent 72 %."
+                "Stopped at step 5 edit, call 6: the run's budget $0.05 did not allow this call, $0.0071 of it was "
+                "left; step 2 research spent 72 %."
             ),
         ),
         (
             "failed_upstream",
             (
-                "Failed at step write, call 4: upstream_error, every attempt failed; the last said: overloaded_error: "
-                "Overloaded, after 3 attempts (o3-mini 500, o3-mini 500, claude-3-5-sonnet-20241022 529). "
+                "Failed at step 3 write, call 4: upstream_error, every attempt failed; the last said: "
+                "overloaded_error: Overloaded, after 3 attempts "
+                "(o3-mini 500, o3-mini 500, claude-3-5-sonnet-20241022 529). "
                 "The application ended with UpstreamFailed: the gateway answered 502."
             ),
         ),
         (
             "failed_in_application",
             (
-                "Failed at step research: ValueError: no table in the model's answer. "
+                "Failed at step 2 research: ValueError: no table in the model's answer. "
                 "All 2 calls to models succeeded, so look at the application."
             ),
         ),
@@ -48,12 +49,12 @@ def said(detail: wire.RunDetail) -> str:
         ),
         (
             "running",
-            "Running for 2 min 00 s at step write, call 4: 4 calls so far, $0.0321 of $0.10 (32 %).",
+            "Running for 2 min 00 s at step 3 write, call 4: 4 calls so far, $0.0321 of $0.10 (32 %).",
         ),
-        ("rate_limited", "Stopped at step plan, call 12: the tpm limit of the role was reached."),
+        ("rate_limited", "Stopped at step 1 plan, call 12: the tpm limit of the role was reached."),
         (
             "guardrail_block",
-            "Stopped at step write, call 3: guardrail prompt-injection-detect blocked this call.",
+            "Stopped at step 3 write, call 3: guardrail prompt-injection-detect blocked this call.",
         ),
         (
             "fallback",
@@ -65,12 +66,12 @@ def said(detail: wire.RunDetail) -> str:
         ("huge", "OK: 500 calls in 11 steps, $2.6782, 1 min 40 s."),
         (
             "max_calls",
-            "Stopped at step critique, call 5: the run has used all of its 4 calls; step research spent 73 %.",
+            "Stopped at step 4 critique, call 5: the run has used all of its 4 calls; step 2 research spent 73 %.",
         ),
         (
             "lost",
             (
-                "Lost: the application reported no end; its last call, at step research, call 3, succeeded. "
+                "Lost: the application reported no end; its last call, at step 2 research, call 3, succeeded. "
                 "3 calls in 2 steps, $0.0321."
             ),
         ),
@@ -125,7 +126,7 @@ def test_a_stop_without_a_cause_speaks_of_the_last_refused_call() -> None:
     detail = v.stopped_by_budget()
     detail.run.stopped_by = None
     verdict = why(detail)
-    assert verdict.text.startswith("Stopped at step edit, call 6: budget_exhausted, the run's budget $0.05 does not")
+    assert verdict.text.startswith("Stopped at step 5 edit, call 6: budget_exhausted, the run's budget $0.05 does not")
     assert verdict.culprit == detail.calls[-1].request_id
 
 
@@ -133,8 +134,8 @@ def test_links_lead_to_the_step_and_the_call_that_the_words_name() -> None:
     detail = v.stopped_by_budget()
     parts = {part.text: part for part in why(detail).parts}
     assert parts["call 6"].call == detail.calls[5].request_id
-    assert parts["step edit"].step == "edit"
-    assert parts["step research"].step == "research"
+    assert parts["step 5 edit"].step == "edit"
+    assert parts["step 2 research"].step == "research"
 
 
 def test_a_failure_that_was_made_up_for_is_not_blamed() -> None:
@@ -181,7 +182,7 @@ def test_kinds_of_problems_that_ended_differently_are_told_apart() -> None:
     calls = [*detail.calls, *(v.call(seq, **broken) for seq in (5, 6))]
     assert said(v.detail("recovered", calls)).startswith(
         "Recovered: 2 calls were refused with 402 (budget) and later succeeded; "
-        "2 calls failed with 502 (upstream_error), and the run went on. "
+        "2 calls failed with 502 (upstream_error), and the run went on; 50 % of the cost bought no answer. "
     )
 
 
@@ -201,10 +202,10 @@ def stopped_by_hand(*after: wire.CallRow, by: wire.StoppedBy | None = BY_HAND) -
 def test_a_stop_by_hand_names_the_call_that_it_cut(by: wire.StoppedBy | None) -> None:
     detail = stopped_by_hand(v.call(4, step="write", **CUT), by=by)
     verdict = why(detail)
-    assert verdict.text == "Stopped by hand during step write, call 4 (cut)."
+    assert verdict.text == "Stopped by hand during step 3 write, call 4 (cut)."
     assert verdict.culprit == detail.calls[3].request_id
     parts = {part.text: part for part in verdict.parts}
-    assert (parts["step write"].step, parts["call 4"].call) == ("write", detail.calls[3].request_id)
+    assert (parts["step 3 write"].step, parts["call 4"].call) == ("write", detail.calls[3].request_id)
 
 
 def test_a_stop_by_hand_that_cut_several_calls_and_refused_more_says_so() -> None:
@@ -280,14 +281,14 @@ def test_an_abandoned_call_is_told_by_who_left_it(row: dict[str, Any], told: str
     calls = v.pipeline("run_21a8e2c3d4e5f621", 2)
     calls.append(v.call(3, run_id=calls[0].run_id, step="write", state="abandoned", **row))
     detail = v.detail("failed", calls, error=row["error"])
-    assert said(detail) == f"Failed at step write, call 3: {told}"
+    assert said(detail) == f"Failed at step 3 write, call 3: {told}"
 
 
 def test_a_call_that_ended_with_the_gateway_says_so() -> None:
     given = {"state": "failed", "status": 503, "code": "gateway_stopping", "error": "The gateway is stopping."}
     row = v.call(1, usage_source="hold", cost_nanos=5_000_000, **given)
     assert said(v.detail("failed", [row])) == (
-        "Failed at step plan, call 1: the gateway was shut down before the answer was complete; "
+        "Failed at step 1 plan, call 1: the gateway was shut down before the answer was complete; "
         "it was charged at its hold, $0.005."
     )
 
@@ -304,8 +305,8 @@ def test_a_call_that_was_lost_between_two_attempts_says_what_the_first_met() -> 
 @pytest.mark.parametrize(
     ("status", "error", "told"),
     [
-        (None, LOST_SIGHT, "2 calls were lost from the gateway's sight, and the run went on."),
-        (499, "the client left before the end", "2 calls were left by the caller, and the run went on."),
+        (None, LOST_SIGHT, "2 calls were lost from the gateway's sight, and the run went on;"),
+        (499, "the client left before the end", "2 calls were left by the caller, and the run went on;"),
     ],
 )
 def test_a_run_that_went_on_after_abandoned_calls_says_who_left_them(status: int, error: str, told: str) -> None:

@@ -844,3 +844,10 @@ async def test_five_hundred_calls_are_rendered_quickly(client: httpx.AsyncClient
     started = time.process_time()
     await client.get(f"/runs/{run_id('huge')}")
     assert time.process_time() - started < 3.0  # measured 0.1 s to 0.3 s; a quadratic page would be far above
+
+
+async def test_a_run_without_an_error_names_what_may_have_spoiled_it(client: httpx.AsyncClient) -> None:
+    detail = v.fallback()
+    page = Page((await client.get(f"/runs/{detail.run.run_id}")).text)
+    assert "call 6 edit The answer was cut off at its token limit." in page.text
+    assert "call 4 write claude-3-5-sonnet-20241022 answered in place of o3-mini" in page.text

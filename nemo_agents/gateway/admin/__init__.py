@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nemo_agents.gateway.admin import events, fleets, keys, metrics, models, observe, prices
+from nemo_agents.gateway.admin import events, fleets, keys, metrics, models, observe, prices, retention
 from nemo_agents.gateway.admin.access import AdminRoute, to_starlette
 from nemo_agents.gateway.admin.faults import AdminFault, fault_response
 from nemo_agents.gateway.admin.reading import StoreReader
@@ -29,6 +29,7 @@ ROUTES: list[AdminRoute] = [
     *fleets.ROUTES,
     *prices.ROUTES,
     *models.ROUTES,
+    *retention.ROUTES,
 ]
 _log = structlog.get_logger("nemo_agents.gateway")
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nemo_agents.gateway.admin.faults import AdminFault, bad
-from nemo_agents.gateway.dataplane import bearer
+from nemo_agents.gateway.authentication import bearer
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.refusal import Refusal

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,12 +18,15 @@ from nemo_agents.gateway.admin.access import Access, AdminRoute, Caller
 from nemo_agents.gateway.admin.faults import AdminFault, bad, not_found
 from nemo_agents.gateway.admin.fields import parse_fields
 from nemo_agents.gateway.admin.json import json_response
+from nemo_agents.gateway.admin.retention import run_not_found
 from nemo_agents.gateway.health import readiness
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.gateway.status import fleet_statuses
 from nemo_agents.gateway.stores.base import LogFilter
 from nemo_agents.policy.grouping import is_run_id
 from nemo_agents.policy.guardrails import BUILTIN
+from nemo_agents.viewer.suspects import GoodRun, texts_wanted
+from nemo_agents.viewer.verdict import told, why
 
 __all__ = ["ROUTES"]
 
@@ -80,6 +85,23 @@ async def _run(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) 
     return json_response(await _find_run(gateway, request, caller))
 
 
+async def _why(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
+    detail = await _find_run(gateway, request, caller)
+    contents = await gateway.store.contents(texts_wanted(detail))
+    good = None
+    if asked := request.query_params.get("good"):
+        compared = await gateway.store.run(asked, fleet=_fleet_of(request, caller))
+        if compared is None:
+            raise bad("`good` names no run.", "good")
+        good = GoodRun(detail=compared, contents=await gateway.store.contents(texts_wanted(compared)))
+
+    def explain() -> wire.Why:
+        return told(detail, why(detail, contents, now_us=time.time_ns() // 1_000, good=good))
+
+    # Long conversations take a moment to compare, and the loop carries agents' streams.
+    return json_response(await run_in_threadpool(explain))
+
+
 async def _stop(gateway: Gateway, request: Request, caller: Caller, _raw: bytes) -> Response:
     detail = await _find_run(gateway, request, caller)
     if not await gateway.stop_run(detail.run.fleet or "", detail.run.run_id):
@@ -125,11 +147,14 @@ async def _viewer_link(gateway: Gateway, _request: Request, _caller: Caller, raw
     return json_response({"url": f"{gateway.base_url}{path}?token={quote(token)}"})
 
 
+def _fleet_of(request: Request, caller: Caller) -> str | None:
+    return caller.fleet if caller.fleet is not None else request.query_params.get("fleet")
+
+
 async def _find_run(gateway: Gateway, request: Request, caller: Caller) -> wire.RunDetail:
-    fleet = caller.fleet if caller.fleet is not None else request.query_params.get("fleet")
-    detail = await gateway.store.run(request.path_params["run_id"], fleet=fleet)
+    detail = await gateway.store.run(request.path_params["run_id"], fleet=_fleet_of(request, caller))
     if detail is None:
-        raise not_found("Run")
+        raise await run_not_found(gateway)
     return detail
 
 
@@ -162,6 +187,7 @@ ROUTES = [
     AdminRoute(method="GET", path="/nemo/status", access=Access.KEY, handler=_status),
     AdminRoute(method="GET", path="/nemo/runs", access=Access.KEY, handler=_runs),
     AdminRoute(method="GET", path="/nemo/runs/{run_id}", access=Access.KEY, handler=_run),
+    AdminRoute(method="GET", path="/nemo/runs/{run_id}/why", access=Access.KEY, handler=_why),
     AdminRoute(method="POST", path="/nemo/runs/{run_id}/stop", access=Access.ADMIN, handler=_stop),
     AdminRoute(method="POST", path="/nemo/runs/{run_id}/report", access=Access.KEY, handler=_report),
     AdminRoute(method="GET", path="/nemo/logs", access=Access.KEY, handler=_logs),

@@ -18,7 +18,8 @@ from msgspec import Struct, json, structs
 from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, refusal_headers
-from nemo_agents.gateway.dataplane import bearer, decode_headers
+from nemo_agents.gateway.authentication import authenticate, bearer, fleet_refusal
+from nemo_agents.gateway.dataplane import decode_headers
 from nemo_agents.gateway.otlp.faults import BadTraces
 from nemo_agents.gateway.otlp.jsonform import decode_json, json_answer
 from nemo_agents.gateway.otlp.protobuf import decode_protobuf, encode_answer, encode_status
@@ -82,8 +83,9 @@ class TraceIntake:
         request_id = self._gateway.ids.request_id()
         protobuf = _media_type(headers) == _PROTOBUF
         try:
-            grant = await self._let_in(scope, headers)
+            await self._let_in(scope, headers)
             raw = await _read_body(receive, self._bytes_max)
+            grant = await self._authenticate(headers)  # the body may have taken its time, and the key been changed
             rejected, why = await self._take(raw, headers, grant)
         except _Refused as refused:
             refusal = refused.refusal
@@ -109,34 +111,25 @@ class TraceIntake:
     def _bytes_max(self) -> int:
         return min(BODY_BYTES_MAX, self._gateway.settings.max_body_bytes)
 
-    async def _let_in(self, scope: Mapping[str, Any], headers: dict[str, str]) -> Grant:
-        """Return whose key it is; what can be told from the head alone is refused before the body is read."""
+    async def _let_in(self, scope: Mapping[str, Any], headers: dict[str, str]) -> None:
+        """Refuse what can be told from the head alone, before the body is read."""
         if scope["method"] != "POST":
             raise _Refused(_WRONG_METHOD)
         if int(headers.get("content-length", "0") or 0) > self._bytes_max:
             raise _too_large(self._bytes_max)
-        grant = await self._authenticate(headers)
+        await self._authenticate(headers)
         if _media_type(headers) not in (_PROTOBUF, _JSON):
             raise BadTraces(f"Send traces as {_PROTOBUF} or {_JSON}.", status=415)
         if headers.get("content-encoding", "identity") not in ("identity", "gzip"):
             raise BadTraces("The content-encoding may be gzip, or none.", status=415)
-        return grant
 
     async def _authenticate(self, headers: dict[str, str]) -> Grant:
-        gateway, presented = self._gateway, bearer(headers)
-        if gateway.keys_are_stale:
-            raise _Refused(_come_back("The gateway does not know now which keys are still good. Try again shortly."))
-        now_us = gateway.clock.now_us()
-        found = gateway.keyring.authenticate(presented, now_us=now_us)
-        if isinstance(found, Refusal) and gateway.look is not None and gateway.keyring.may_be_new(presented):
-            await gateway.look()  # another gateway may have made it a moment ago
-            found = gateway.keyring.authenticate(presented, now_us=now_us)
+        found = await authenticate(self._gateway, bearer(headers), now_us=self._gateway.clock.now_us())
         if isinstance(found, Refusal):
             raise _Refused(found)
-        fleet = gateway.fleet_of(found[0])
-        if fleet is not None and fleet.blocked:
-            message = f"The fleet {fleet.fleet} is blocked, and all of its keys with it."
-            raise _Refused(Refusal(status=403, code=Code.KEY_BLOCKED, message=message, scope="fleet"))
+        blocked = fleet_refusal(self._gateway, found[0])
+        if blocked is not None:
+            raise _Refused(blocked)
         return found[0]
 
     async def _take(self, raw: bytes, headers: dict[str, str], grant: Grant) -> tuple[int, str]:

@@ -11,7 +11,7 @@ Times are integer microseconds since the epoch (UTC), money is integer nanos.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -34,6 +34,7 @@ __all__ = [
     "FleetRecord",
     "HourSpend",
     "LogFilter",
+    "PruneOrder",
     "RecentUse",
     "RootSpan",
     "SpanBatch",
@@ -240,6 +241,15 @@ class Change(Struct, frozen=True, kw_only=True):
     id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOrder:
+    """What is to be deleted: what was over before `cut_us` (since the epoch), or of that only what was said."""
+
+    pruning: str  # an id of its own
+    cut_us: int
+    contents_only: bool = False
+
+
 class Store(Protocol):
     """What the gateway needs of a store."""
 
@@ -407,3 +417,22 @@ class Store(Protocol):
         self, fleet: str, run_id: str, span_ids: Sequence[str]
     ) -> dict[str, tuple[str | None, str | None]]:
         """Return what these spans of a run took and gave, where content was kept."""
+
+    # --- retention ----------------------------------------------------------------------------------------------
+    def prune(self, order: PruneOrder) -> AsyncIterator[wire.Pruned]:
+        """Delete in pieces what is older than the order says, and yield what each was. Raises StoreUnavailable.
+
+        Runs that go on, open calls and holds stay, and every entry of the ledger.
+        """
+
+    async def prunable(self, order: PruneOrder) -> wire.Pruned:
+        """Return what `prune` would delete now."""
+
+    def vacuum(self) -> AsyncIterator[int]:
+        """Give what is free back to the machine, in pieces, and yield how many bytes each was; nothing where it cannot.
+
+        Raises StoreUnavailable.
+        """
+
+    async def log_size(self) -> wire.LogSize:
+        """Return how large the database is."""

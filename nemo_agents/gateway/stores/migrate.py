@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "REVISIONS", "alembic_config", "bring_up_to_date", "engine_for", "head_sql", "upgrade"]
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 """Every revision that this version knows, oldest first (a test compares them with `migrations/versions`)."""
 
 HEAD: Final = REVISIONS[-1]
@@ -117,6 +117,7 @@ def _create(path: Path) -> None:
     statements = _HEAD_SQL.read_text(encoding="utf-8")
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # before there is a table: so the file can shrink in use
             db.executescript(f"BEGIN IMMEDIATE;\n{statements}\nCOMMIT;")
     except sqlite3.Error as error:
         raise _unusable(path, error) from error

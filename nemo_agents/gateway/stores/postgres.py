@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 import structlog
 
+from nemo_agents.admin import wire
 from nemo_agents.errors import SettingsError
-from nemo_agents.gateway.stores import postgres_migrate, reader_ledger, writer_reports
+from nemo_agents.gateway.stores import postgres_migrate, reader_ledger, reader_prune, writer_reports
 from nemo_agents.gateway.stores.base import Change, Store, StoreUnavailable
 from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.postgres_books import PostgresBooks, lock_number
@@ -87,7 +88,7 @@ class PostgresStore(SqlStore):
         except BaseException:
             db.close()
             raise
-        return PostgresBooks(db)
+        return PostgresBooks(db, clock=self._clock)
 
     # --- life -----------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -146,6 +147,16 @@ class PostgresStore(SqlStore):
             touches = Touches(fleet=each, run_id=run_id, topics=(CHANGES,))
             found = await self._writer.do(stop, touches) or found
         return found
+
+    async def vacuum(self) -> AsyncIterator[int]:
+        """Do nothing: PostgreSQL clears up by itself (autovacuum), and uses the room again."""
+        pieces: tuple[int, ...] = ()
+        for freed in pieces:
+            yield freed
+
+    async def log_size(self) -> wire.LogSize:
+        """Return how large the database is."""
+        return await self._read(_read_size)
 
     async def verify_ledger(self) -> Sequence[str]:
         """Recompute every balance from the entries; return one sentence per thing that does not add up."""
@@ -278,6 +289,12 @@ def _read_changes(db: Database, after: int | None) -> tuple[int, list[Change]]:
         return int(db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0]), []
     rows = db.execute("SELECT seq, kind, id FROM changes WHERE seq > ? ORDER BY seq", (after,)).fetchall()
     return (rows[-1][0] if rows else after), [Change(kind=kind, id=name) for _, kind, name in rows]
+
+
+def _read_size(db: Database) -> wire.LogSize:
+    (size,) = db.execute("SELECT pg_database_size(current_database())").fetchone()
+    pruned = reader_prune.read_pruned_before(db)
+    return wire.LogSize(bytes=size, free_bytes=0, shrinks=False, pruned_before_us=pruned)
 
 
 def _read_clock(db: Database) -> int:

@@ -31,7 +31,7 @@ done. Then:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
@@ -41,6 +41,7 @@ from nemo_agents.gateway.stores.database import Touches
 from nemo_agents.gateway.stores.hold import Hold, KeptBalance, LedgerWriter
 from nemo_agents.gateway.stores.postgres_connection import PostgresDatabase
 from nemo_agents.gateway.stores.writer_books import CALL_COLUMNS, Books, CallRecord
+from nemo_agents.gateway.stores.writer_content import wall_clock_us
 from nemo_agents.gateway.stores.writer_runs import RUN_COLUMNS, STEP_COLUMNS, RunRecord
 from nemo_agents.policy.ledger import Balance, BudgetScope, HoldRefused
 
@@ -189,10 +190,10 @@ class PostgresLedger(LedgerWriter):
 class PostgresBooks(Books):
     """The write connection of one of several gateways."""
 
-    def __init__(self, db: PostgresDatabase) -> None:
+    def __init__(self, db: PostgresDatabase, *, clock: Callable[[], int] = wall_clock_us) -> None:
         self._pg = db
         self._ledger = PostgresLedger(db)
-        super().__init__(db, self._ledger)
+        super().__init__(db, self._ledger, clock=clock)
         self._run_numbers = _Numbers(db, "runs", "run")
         self._no_runs: set[tuple[str, str]] = set()
         self._no_calls: set[str] = set()

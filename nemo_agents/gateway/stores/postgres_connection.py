@@ -169,7 +169,7 @@ _JSON_EACH: Final = re.compile(r"json_each\((\S+)\) (\w+)")
 _INSERT: Final = re.compile(r"INSERT INTO (\w+)\(([^)]*)\) VALUES \([?, ]*\)(?P<conflict> ON CONFLICT .*)?$")
 _UPDATE: Final = re.compile(r"UPDATE (\w+) SET (.*) WHERE (.*)$")
 _ASSIGNMENT: Final = re.compile(r",\s*(?=\w+\s*=)")
-_SHARED: Final = " ON CONFLICT DO NOTHING"
+_SHARED: Final = (" ON CONFLICT DO NOTHING", " WHERE messages.day < excluded.day")
 _BIG_BYTES: Final = 1 << 18
 Types = dict[tuple[str, str], str]
 

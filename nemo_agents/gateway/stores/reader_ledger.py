@@ -63,7 +63,17 @@ FROM calls c LEFT JOIN e ON e.request_id = c.request_id WHERE coalesce(c.cost_na
 """
 _ORPHANS = """
 SELECT e.hold_id, e.request_id FROM entries e LEFT JOIN calls c ON c.request_id = e.request_id
-WHERE e.slot = 0 AND c.run IS NULL LIMIT ?
+WHERE e.slot = 0 AND c.run IS NULL AND e.at_us >= (SELECT coalesce(max(cut_us), 0) FROM prunings) LIMIT ?
+"""
+# Entries outlive the calls that retention deletes; how many have, and what those cost, was counted when they were.
+_OUTLIVED = """
+SELECT count(CASE e.slot WHEN 0 THEN 1 END),
+       CAST(coalesce(sum(CASE e.slot WHEN 0 THEN 0 ELSE e.amount_nanos END), 0) AS BIGINT),
+       (SELECT CAST(coalesce(sum(holds), 0) AS BIGINT) FROM prunings),
+       (SELECT CAST(coalesce(sum(cost_nanos), 0) AS BIGINT) FROM prunings)
+FROM entries e JOIN entries h ON h.hold_id = e.hold_id AND h.slot = 0
+LEFT JOIN calls c ON c.request_id = e.request_id
+WHERE c.run IS NULL AND h.at_us < (SELECT coalesce(max(cut_us), 0) FROM prunings)
 """
 _OF_CALLS = """
     SELECT run, {key} count(*), count(*) FILTER (WHERE state = 'open'),
@@ -131,6 +141,12 @@ def _audit_entries(db: Database) -> Iterator[str]:
         yield f"Hold {hold_id} was corrected without having expired."
     for hold_id, request_id in db.execute(_ORPHANS, shown):
         yield f"Hold {hold_id} belongs to request {request_id}, which is not in the request log."
+    ((holds, cost, pruned, pruned_cost),) = db.execute(_OUTLIVED)
+    if (holds, cost) != (pruned, pruned_cost):
+        yield (
+            f"{holds} holds ({format_nanos(cost)}) have outlived their calls; those of {pruned} "
+            f"({format_nanos(pruned_cost)}) were pruned."
+        )
 
 
 def _audit_attempts(db: Database, now_us: int) -> Iterator[str]:

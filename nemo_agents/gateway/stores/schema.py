@@ -283,7 +283,17 @@ spans = Table(
 
 # Each message is kept once, by its BLAKE2b-16 hash, compressed; a call keeps hashes (16 bytes each): a list of
 # those that it sent in `contents`, beside which lists of calls need not read, and the answer's in its own row.
-messages = Table("messages", metadata, _blob("hash", key=True), _blob("body"), **_CLUSTERED)
+# `day` (since the epoch) is one on which it was written or referred to, so that what nothing refers to any more is
+# found without reading all that is left.
+messages = Table(
+    "messages",
+    metadata,
+    _blob("hash", key=True),
+    _blob("body"),
+    _sum("day"),
+    Index("ix_messages_day", "day"),
+    **_CLUSTERED,
+)
 
 contents = Table(
     "contents",
@@ -409,3 +419,17 @@ documents = Table("documents", metadata, _text("name", key=True), _blob("body"),
 
 # What replicas have to hear of each other. Where nobody shares the store, nothing is written here.
 changes = Table("changes", metadata, _int("seq", key=True), _text("kind"), _text("id"), _int("at_us"), **_STRICT)
+
+# What was deleted for its age: ledger entries outlive their calls, and the audit wants to know how many may do so.
+prunings = Table(
+    "prunings",
+    metadata,
+    _text("pruning", key=True),
+    _int("at_us"),
+    _int("cut_us"),
+    _sum("runs"),
+    _sum("calls"),
+    _sum("holds"),
+    _sum("cost_nanos"),
+    **_STRICT,
+)

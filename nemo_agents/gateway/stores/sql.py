@@ -5,15 +5,17 @@ How the connections are made, and what it takes to start, is each database's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from nemo_agents.admin import wire
 from nemo_agents.gateway.stores import (
     hold,
+    pruning,
     reader_calls,
     reader_ledger,
+    reader_prune,
     reader_runs,
     reader_spans,
     writer_calls,
@@ -31,6 +33,7 @@ from nemo_agents.gateway.stores.base import (
     FleetRecord,
     HourSpend,
     LogFilter,
+    PruneOrder,
     RecentUse,
     SpanBatch,
 )
@@ -265,6 +268,16 @@ class SqlStore:
     ) -> dict[str, tuple[str | None, str | None]]:
         """Return what these spans of a run took and gave, where content was kept."""
         read = partial(reader_spans.read_span_contents, fleet=fleet, run_id=run_id, span_ids=list(span_ids))
+        return await self._read(read)
+
+    # --- retention ------------------------------------------------------------------------------------------
+    def prune(self, order: PruneOrder) -> AsyncIterator[wire.Pruned]:
+        """Delete what is older than the order says, in pieces, and yield what each was."""
+        return pruning.prune(self._writer, self._readers, order, now_us=self._clock(), events=EVENTS, changes=CHANGES)
+
+    async def prunable(self, order: PruneOrder) -> wire.Pruned:
+        """Return what `prune` would delete now."""
+        read = partial(reader_prune.read_counts, cut_us=order.cut_us, contents_only=order.contents_only)
         return await self._read(read)
 
     # --- inside ---------------------------------------------------------------------------------------------

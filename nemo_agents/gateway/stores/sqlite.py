@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nemo_agents.gateway.stores import migrate, writer_reports
-from nemo_agents.gateway.stores.base import Change, Store
+from nemo_agents.admin import wire
+from nemo_agents.gateway.stores import migrate, reader_prune, writer_reports
+from nemo_agents.gateway.stores.base import Change, Store, StoreUnavailable
+from nemo_agents.gateway.stores.database import Database, Touches
+from nemo_agents.gateway.stores.pruning import paced
 from nemo_agents.gateway.stores.reader import Readers
 from nemo_agents.gateway.stores.sql import LOST_AFTER_US, SqlStore
 from nemo_agents.gateway.stores.sqlite_file import (
@@ -26,6 +30,9 @@ from nemo_agents.gateway.stores.writer import Writer
 from nemo_agents.gateway.stores.writer_books import Books
 
 __all__ = ["SqliteStore"]
+
+_VACUUM_PAGES = 32  # a short wait for calls: each page has others that name it
+_INCREMENTAL = 2  # sqlite.org/pragma.html#pragma_auto_vacuum
 
 
 def _wall_clock_us() -> int:
@@ -56,7 +63,7 @@ class SqliteStore(SqlStore):
         self._lock = FileLock(self.path)
         self._changing = asyncio.Lock()
         open_file = partial(connect_writer, self.path, durability=durability, busy_timeout_s=busy_timeout_s)
-        writer = Writer(lambda: Books(open_file()), SQLITE, waiting_max=waiting_max)
+        writer = Writer(lambda: Books(open_file(), clock=clock), SQLITE, waiting_max=waiting_max)
         super().__init__(writer, Readers(partial(connect_reader, self.path), SQLITE), clock)
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -106,10 +113,51 @@ class SqliteStore(SqlStore):
         """Return None: the gateway's own clock is the only one."""
         return None
 
+    # --- retention ------------------------------------------------------------------------------------------
+    async def vacuum(self) -> AsyncIterator[int]:
+        """Move pages into free ones and cut the end of the file off, piece by piece; yield how many bytes each was.
+
+        A file that an older version made has no map of its pages, which that takes: nothing is done to it.
+        """
+        while freed := await paced(self._writer, _vacuum_piece, Touches()):
+            yield freed
+        await asyncio.to_thread(self._checkpoint)
+
+    async def log_size(self) -> wire.LogSize:
+        """Return how large the file is, with what is not copied into it yet."""
+        return await self._read(_read_size)
+
+    def _checkpoint(self) -> None:
+        """Copy what was written into the file, which gets its new size by that. Nobody waits for it."""
+        try:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the file cannot be made smaller now: {error}") from error
+
     async def _let_go(self) -> None:
         await self._writer.close()
         await self._readers.close()
         self._lock.release()
+
+
+def _vacuum_piece(books: Books) -> int:
+    (pages_before,) = books.db.execute("PRAGMA page_count").fetchone()
+    books.db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    (pages,) = books.db.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = books.db.execute("PRAGMA page_size").fetchone()
+    return int(pages_before - pages) * int(page_bytes)
+
+
+def _read_size(db: Database) -> wire.LogSize:
+    names = ("page_count", "freelist_count", "page_size", "auto_vacuum")
+    pages, free, page_bytes, mode = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+    return wire.LogSize(
+        bytes=pages * page_bytes,
+        free_bytes=free * page_bytes,
+        shrinks=mode == _INCREMENTAL,
+        pruned_before_us=reader_prune.read_pruned_before(db),
+    )
 
 
 if TYPE_CHECKING:

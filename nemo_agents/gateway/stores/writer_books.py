@@ -8,14 +8,14 @@ what is remembered of rows lasts for one transaction (see `stores.postgres_books
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from nemo_agents.gateway.stores.database import Database, Touches
 from nemo_agents.gateway.stores.hold import Hold, LedgerWriter
 from nemo_agents.gateway.stores.traces import trace_key
-from nemo_agents.gateway.stores.writer_content import ContentWriter
+from nemo_agents.gateway.stores.writer_content import ContentWriter, wall_clock_us
 from nemo_agents.gateway.stores.writer_runs import (
     INSERT_RUN,
     RUN_COLUMNS,
@@ -87,10 +87,12 @@ class CallRecord:
 class Books:
     """One write connection with its memory. Every method runs on the writer thread, inside a transaction."""
 
-    def __init__(self, db: Database, ledger: LedgerWriter | None = None) -> None:
+    def __init__(
+        self, db: Database, ledger: LedgerWriter | None = None, *, clock: Callable[[], int] = wall_clock_us
+    ) -> None:
         self.db = db
         self.ledger = ledger or LedgerWriter(db)
-        self.content = ContentWriter(db)
+        self.content = ContentWriter(db, clock)
         self.last_used: dict[str, int] = {}
         self._runs: dict[int, RunRecord] = {}
         self._run_ids: dict[tuple[str, str], int] = {}
@@ -296,6 +298,13 @@ class Books:
     def _forget_run(self, run: RunRecord) -> None:
         self._runs.pop(run.run, None)
         self._run_ids.pop((run.fleet, run.run_id), None)
+
+    def drop_runs(self, runs: Iterable[int]) -> None:
+        """Forget runs whose rows were deleted."""
+        gone = set(runs)
+        for number in gone & self._runs.keys():
+            self._forget_run(self._runs[number])
+        self._traces = {trace: number for trace, number in self._traces.items() if number not in gone}
 
     def _trim(self) -> None:
         if len(self._runs) > _REMEMBERED_MAX:

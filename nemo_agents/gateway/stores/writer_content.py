@@ -9,6 +9,7 @@ Packing takes longer than writing, and nobody should wait for a lock meanwhile: 
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,11 +24,25 @@ from nemo_agents.gateway.stores.database import Database
 if TYPE_CHECKING:
     from nemo_agents.gateway.stores.writer_books import Books
 
-__all__ = ["HASH_BYTES", "Content", "ContentWriter", "unpack"]
+__all__ = ["DAY_US", "HASH_BYTES", "Content", "ContentWriter", "unpack", "wall_clock_us"]
 
 HASH_BYTES: Final = 16
+DAY_US: Final = 86_400 * 1_000_000
 
 _REMEMBERED_MAX = 50_000
+
+
+# A message that is there already is told that it is referred to on this day: see `stores.pruning`. The body goes along,
+# for it may be deleted in the same moment.
+_KEEP: Final = (
+    "INSERT INTO messages(hash, body, day) VALUES (?, ?, ?)"
+    " ON CONFLICT (hash) DO UPDATE SET day = excluded.day WHERE messages.day < excluded.day"
+)
+
+
+def wall_clock_us() -> int:
+    """Return the time of this machine in microseconds since the epoch."""
+    return time.time_ns() // 1000
 
 
 def unpack(body: bytes) -> bytes:
@@ -77,13 +92,19 @@ class Content:
 class ContentWriter:
     """The content statements on the one connection that writes."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, clock: Callable[[], int] = wall_clock_us) -> None:
         self._db = db
-        self._stored: set[bytes] = set()
+        self._clock = clock
+        self._day = clock() // DAY_US  # of the whole transaction: a row is written once in it
+        self._stored: set[bytes] = set()  # on this day
         self._packed: dict[bytes, tuple[bytes, bytes | None]] = {}  # by message: its hash, and its body if it is new
 
     def pack(self, messages: Iterable[bytes]) -> None:
         """Hash and compress what the next transaction is to write."""
+        day = self._clock() // DAY_US
+        if day != self._day or len(self._stored) >= _REMEMBERED_MAX:
+            self._day = day
+            self._stored.clear()
         packed: dict[bytes, tuple[bytes, bytes | None]] = {}
         for message in messages:
             if message not in packed:
@@ -114,12 +135,7 @@ class ContentWriter:
     def _message(self, message: bytes) -> bytes:
         key, body = self._packed.get(message) or (_hash(message), None)
         if key not in self._stored:
-            self._db.later(
-                "INSERT INTO messages(hash, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (key, body or _compress(message)),
-            )
-            if len(self._stored) >= _REMEMBERED_MAX:
-                self._stored.clear()
+            self._db.later(_KEEP, (key, body or _compress(message), self._day))
             self._stored.add(key)
         return key
 

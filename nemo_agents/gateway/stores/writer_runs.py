@@ -112,6 +112,7 @@ class RunRecord(Sums):
     models: str = "[]"
     trace_id: str | None = None  # what spans find it by (see `stores.traces`)
     traced: int = 0  # name, state and end are those of the root of its trace
+    spans_max: int | None = None  # no more than so many are kept of it: repeats count, too; None: not counted yet
     steps: dict[str, StepRecord] = field(default_factory=dict)
     dirty: bool = False
     stored: tuple[Any, ...] | None = None  # `run_declared` as the file has it; None before the first time

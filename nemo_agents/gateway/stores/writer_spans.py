@@ -49,18 +49,26 @@ _SAVE: Final = (
 def log_spans(books: Books, batch: SpanBatch) -> int:
     """Keep the spans of one run, and return how many there was no room for."""
     run = _run_of(books, batch)
-    (stored,) = books.db.execute("SELECT count(*) FROM spans WHERE run=?", (run.run,)).fetchone()
-    taken = batch.spans[: max(0, SPANS_PER_RUN - int(stored))]
+    taken = batch.spans[: _room(books, run, len(batch.spans))]
     books.db.executemany(_SAVE, [_values(books, run.run, span) for span in taken])
+    run.spans_max = (run.spans_max or 0) + len(taken)
     _tell_run(run, batch)
     books.touched(run)
     return len(batch.spans) - len(taken)
 
 
+def _room(books: Books, run: RunRecord, wanted: int) -> int:
+    """Return how many more spans of a run may be kept. To count is to read them all, so it is done when it matters."""
+    if run.spans_max is None or run.spans_max + wanted > SPANS_PER_RUN:
+        (stored,) = books.db.execute("SELECT count(*) FROM spans WHERE run=?", (run.run,)).fetchone()
+        run.spans_max = int(stored)
+    return max(0, SPANS_PER_RUN - run.spans_max)
+
+
 def _run_of(books: Books, batch: SpanBatch) -> RunRecord:
-    named = batch.run_id is not None
     run_id = batch.run_id or batch.trace_run_id
-    run = books.find_run(batch.fleet, run_id) if named else books.find_trace(batch.fleet, batch.trace_id)
+    run = books.find_trace(batch.fleet, batch.trace_id) if batch.run_id is None else None
+    run = run or books.find_run(batch.fleet, run_id)  # also where calls name the trace's run, and another trace
     if run is not None:
         return run
     run = books.new_run(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from nemo_agents.policy.grouping import REQUEST_ID_PREFIX, is_run_id
+from nemo_agents.policy.keys import hide_keys
 from nemo_agents.policy.otel import names
 from nemo_agents.policy.otel.values import (
     ATTRIBUTE_CHARS_MAX,
@@ -35,6 +36,7 @@ _NOT_KEPT: Final = frozenset({names.RUN_ID, names.STEP, names.ROLE, names.SPAN_K
 # Without content, a text is kept only where it names something, and is short.
 _NAMING: Final = re.compile(r"(gen_ai|nemo|llm|error|service|server|openinference|http|session|graph)\.[a-z0-9_.]+")
 _NAME_IS_SHORT: Final = 100
+_SLACK: Final = 256  # a key across the cut is whole until it is hidden
 _NO_SERVICE: Final = ("unknown_service", "nemo-agents")  # where nobody named one
 
 
@@ -111,7 +113,7 @@ def _request_id(told: Mapping[str, Any]) -> str | None:
 def _error(span: OtelSpan) -> str:
     kind = span.attributes.get("error.type")
     told = span.message or span.exception or (kind if isinstance(kind, str) else "") or "failed"
-    return cut(_storable(told), ERROR_CHARS_MAX)
+    return _shown(told, ERROR_CHARS_MAX)
 
 
 def _tokens(told: Mapping[str, Any], wanted: Sequence[str]) -> int | None:
@@ -125,11 +127,11 @@ def _tokens(told: Mapping[str, Any], wanted: Sequence[str]) -> int | None:
 def _said(told: Mapping[str, Any], wanted: Sequence[str], prefixes: Iterable[str]) -> str | None:
     for name in wanted:
         if told.get(name) not in (None, ""):
-            return cut_bytes(_text(told[name]), TEXT_BYTES_MAX)
+            return _said_text(told[name])
     for prefix in prefixes:
         spread = {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
         if spread:
-            return cut_bytes(_text(spread), TEXT_BYTES_MAX)
+            return _said_text(spread)
     return None
 
 
@@ -151,7 +153,16 @@ def _others(span: OtelSpan) -> dict[str, Any]:
 def _scalar(value: Any) -> Any:
     if isinstance(value, bool | float) or (isinstance(value, int) and -_INTEGER_MAX <= value < _INTEGER_MAX):
         return value
-    return cut(_storable(_text(value)), ATTRIBUTE_CHARS_MAX)
+    return _shown(_text(value), ATTRIBUTE_CHARS_MAX)
+
+
+def _shown(text: str, most_chars: int) -> str:
+    """Return a text as it is kept: without NUL, without anything that looks like a key, and cut."""
+    return cut(hide_keys(_storable(cut(text, most_chars + _SLACK))), most_chars)
+
+
+def _said_text(value: Any) -> str:
+    return cut_bytes(hide_keys(cut_bytes(_text(value), TEXT_BYTES_MAX + _SLACK)), TEXT_BYTES_MAX)
 
 
 def _text(value: Any) -> str:

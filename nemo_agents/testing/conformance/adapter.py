@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from pydantic import BaseModel
 
 from nemo_agents.trace.member import Member
-from nemo_agents.trace.run import Run, Step
+from nemo_agents.trace.run import Run
+from nemo_agents.trace.step import Step
 
 __all__ = ["SHAPES", "Adapter", "Shape", "Where"]
 

@@ -166,7 +166,7 @@ CREATE TABLE grants (
 ;
 CREATE TABLE messages (
 	hash BLOB NOT NULL, 
-	body BLOB NOT NULL, 
+	body BLOB NOT NULL, day INTEGER DEFAULT 0 NOT NULL, 
 	CONSTRAINT pk_messages PRIMARY KEY (hash)
 )
  WITHOUT ROWID,
@@ -332,4 +332,18 @@ CREATE TABLE spans (
 
 ;
 CREATE INDEX ix_runs_trace ON runs (trace_id, fleet) WHERE trace_id IS NOT NULL;
-INSERT INTO alembic_version(version_num) VALUES ('0004');
+CREATE INDEX ix_messages_day ON messages (day);
+CREATE TABLE prunings (
+	pruning TEXT NOT NULL, 
+	at_us INTEGER NOT NULL, 
+	cut_us INTEGER NOT NULL, 
+	runs INTEGER DEFAULT 0 NOT NULL, 
+	calls INTEGER DEFAULT 0 NOT NULL, 
+	holds INTEGER DEFAULT 0 NOT NULL, 
+	cost_nanos INTEGER DEFAULT 0 NOT NULL, 
+	CONSTRAINT pk_prunings PRIMARY KEY (pruning)
+)
+ STRICT
+
+;
+INSERT INTO alembic_version(version_num) VALUES ('0005');
