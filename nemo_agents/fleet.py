@@ -15,8 +15,9 @@ from typing import Any, Final, Self, TypeVar
 
 from nemo_agents import environment
 from nemo_agents.admin import observe
+from nemo_agents.admin.calls import Call
 from nemo_agents.admin.wire import RunReport, RunRow, Why
-from nemo_agents.errors import DeclarationError, ProvisionError
+from nemo_agents.errors import AdminError, DeclarationError, ProvisionError
 from nemo_agents.money import Money, parse_dollars
 from nemo_agents.policy.keys import mask_key
 from nemo_agents.provision.keystore import FileKeyStore
@@ -33,6 +34,8 @@ __all__ = ["Fleet", "Member"]
 
 _KEYS_FILE: Final = "keys.json"
 _MAX_CALLS_MAX: Final = 999_999_999
+_WHY_TIMEOUT_S: Final = 30.0  # the texts of a long run are read for it
+_KEY_REFUSED: Final = frozenset({401, 403})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class _Site:
 
 
 _F = TypeVar("_F", bound="Fleet")
+_T = TypeVar("_T")
 
 
 class Fleet(FleetDeclaration):
@@ -170,46 +174,59 @@ class Fleet(FleetDeclaration):
             f"run `nemo-agents provision fleet.py` or set {environment.role_key_variable(role)}"
         )
 
-    def _any_key(self, gateway_url: str) -> Secret:
-        """Return a key that may report a run of this fleet; any role's will do."""
+    def _keys(self, gateway_url: str) -> list[Secret]:
+        """Return the known keys of this fleet's roles; each may tell about its runs, unless it was revoked since."""
         site = self._where()
-        for role in self.roles:
-            key = site.key_of(gateway_url, self.name, role.name)
-            if key is not None:
-                return key
+        found = (site.key_of(gateway_url, self.name, role.name) for role in self.roles)
+        if keys := [key for key in found if key is not None]:
+            return keys
         raise ProvisionError(
             f"no key for any role of fleet {self.name} at {gateway_url}: run `nemo-agents provision fleet.py`"
         )
 
     def _report(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
-        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run reports
-
-        with Client(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
-            return client.run(observe.report(run_id, told))
+        return self._ask(gateway_url, observe.report(run_id, told))
 
     async def _areport(self, gateway_url: str, run_id: str, told: RunReport) -> RunRow:
-        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - slow to import, and only a report needs it
-
-        async with AsyncClient(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
-            return await client.run(observe.report(run_id, told))
+        return await self._aask(gateway_url, observe.report(run_id, told))
 
     def _why(self, gateway_url: str, run_id: str) -> Why:
-        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only by who asks
-
-        with Client(gateway_url, self._any_key(gateway_url)) as client:
-            return client.run(observe.why(run_id))
+        return self._ask(gateway_url, observe.why(run_id), timeout_s=_WHY_TIMEOUT_S)
 
     async def _awhy(self, gateway_url: str, run_id: str) -> Why:
-        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - likewise
-
-        async with AsyncClient(gateway_url, self._any_key(gateway_url)) as client:
-            return await client.run(observe.why(run_id))
+        return await self._aask(gateway_url, observe.why(run_id), timeout_s=_WHY_TIMEOUT_S)
 
     def _send_spans(self, gateway_url: str, run_id: str, spans: Sequence[SpanRecord]) -> None:
-        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run has spans
+        self._ask(gateway_url, observe.traces(encode_spans(run_id, spans)))
 
-        with Client(gateway_url, self._any_key(gateway_url), timeout_s=REPORT_TIMEOUT_S) as client:
-            client.run(observe.traces(encode_spans(run_id, spans)))
+    def _ask(self, gateway_url: str, call: Call[_T], *, timeout_s: float = REPORT_TIMEOUT_S) -> _T:
+        """Ask with the first key that the gateway still takes: one of them may have been revoked in mid-run."""
+        from nemo_agents.client import Client  # noqa: PLC0415 - slow to import, and needed only once a run reports
+
+        keys = self._keys(gateway_url)
+        for key in keys[:-1]:
+            try:
+                with Client(gateway_url, key, timeout_s=timeout_s) as client:
+                    return client.run(call)
+            except AdminError as exc:
+                if exc.status not in _KEY_REFUSED:
+                    raise
+        with Client(gateway_url, keys[-1], timeout_s=timeout_s) as client:
+            return client.run(call)
+
+    async def _aask(self, gateway_url: str, call: Call[_T], *, timeout_s: float = REPORT_TIMEOUT_S) -> _T:
+        from nemo_agents.client import AsyncClient  # noqa: PLC0415 - likewise
+
+        keys = self._keys(gateway_url)
+        for key in keys[:-1]:
+            try:
+                async with AsyncClient(gateway_url, key, timeout_s=timeout_s) as client:
+                    return await client.run(call)
+            except AdminError as exc:
+                if exc.status not in _KEY_REFUSED:
+                    raise
+        async with AsyncClient(gateway_url, keys[-1], timeout_s=timeout_s) as client:
+            return await client.run(call)
 
 
 _ANYWHERE = _Site()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nemo_agents import AgentRole, Fleet, RunStopped
-from nemo_agents.admin import observe
+from nemo_agents.admin import keys, observe
 from nemo_agents.testing import running_gateway
 
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
@@ -82,3 +82,20 @@ def test_a_run_stopped_by_hand_ends_with_what_there_is(gateway, fleet):
     assert isinstance(stopped, RunStopped)
     assert (run.state, run.stopped_by.kind, run.result) == ("stopped", "stopped", {"s": "so far"})
     assert [call.code for call in detail(gateway, run).calls] == [None, "run_stopped"]
+
+
+async def test_a_run_is_told_to_its_end_though_a_key_was_revoked_in_its_middle(gateway):
+    """Any role's key may tell about a run; the first that is still good does."""
+    roles = [AgentRole(name, models=["gpt-4o-mini"]) for name in ("first", "second")]
+    fleet = gateway.provision(Fleet("duo", roles=roles))
+    with fleet.run("r") as run, run.step("s", "second") as step, run.span("task", "t"):
+        step.openai().chat.completions.create(**ASK)
+        with gateway.admin() as client:
+            rows = client.run(keys.every(team_id="duo", key_alias="duo/first"))
+            client.run(keys.delete([row.token for row in rows]))
+    assert (run.report_error, run.spans.dropped, run.state) == (None, 0, "ok")
+    assert [(each.name, each.state) for each in detail(gateway, run).spans] == [("t", "ok")]
+    async with fleet.run("r") as run, run.step("s", "second") as step:
+        await step.async_openai().chat.completions.create(**ASK)
+    assert (run.report_error, run.state) == (None, "ok")
+    assert (await run.awhy()).state == "ok"
