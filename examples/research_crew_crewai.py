@@ -57,8 +57,8 @@ def answer(question: str, *, budget: str) -> Run:
     crew = Crew(name="research crew", agents=[each.agent for each in tasks], tasks=tasks)
     check_crew(crew)
     tracer()
-    with FLEET.run(f"answer: {question}", budget=budget, max_calls=40) as run:
-        run.result = crew.kickoff(inputs={"question": question}).tasks_output
+    with FLEET.run(f"answer: {question}", budget=budget, max_calls=40) as run, run.step("crew") as step:
+        step.result = crew.kickoff(inputs={"question": question}).tasks_output
     return run
 
 
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     print(f"{run.state}: {run.calls} calls, {run.cost}")
     if run.stopped_by is not None:
         print(f"stopped by {run.stopped_by.kind}: {run.stopped_by.message}")
-    for output in run.result or []:
+    for output in run.steps[0].result or []:
         print(f"{output.name}: {output.raw}")
     sys.stdout.flush()
     return subprocess.run([sys.executable, "-m", "nemo_agents", "runs", "show", run.id], check=False).returncode

@@ -99,3 +99,13 @@ async def test_a_run_is_told_to_its_end_though_a_key_was_revoked_in_its_middle(g
         await step.async_openai().chat.completions.create(**ASK)
     assert (run.report_error, run.state) == (None, "ok")
     assert (await run.awhy()).state == "ok"
+
+
+@pytest.mark.parametrize(("roles", "shown"), [(["first"], "first"), (["first", "second"], None)])
+def test_a_step_has_the_role_of_its_calls_if_they_have_one(gateway, roles, shown):
+    declared = Fleet("two", roles=[AgentRole(name, models=["gpt-4o-mini"]) for name in ("first", "second")])
+    fleet = gateway.provision(declared)
+    with fleet.run("r") as run, run.step("crew"):
+        for role in roles:
+            fleet[role].openai().chat.completions.create(**ASK)
+    assert [step.role for step in detail(gateway, run).steps] == [shown]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from nemo_agents.admin.wire import RunDetail, RunPage, RunRow, StepRow, StoppedBy
+from nemo_agents.admin.wire import CallRow, RunDetail, RunPage, RunRow, StepRow, StoppedBy
 from nemo_agents.gateway.stores.base import LogFilter
 from nemo_agents.gateway.stores.database import Database
 from nemo_agents.gateway.stores.reader import cursor_of, parse_cursor
@@ -44,6 +45,7 @@ def read_run(db: Database, run_id: str, *, fleet: str | None) -> RunDetail | Non
         return None
     steps = [_step(dict(zip(STEP_COLUMNS, values, strict=True))) for values in db.execute(_STEPS, {"run": row["run"]})]
     calls = read_calls_of_run(db, row["run"])
+    _give_roles(steps, calls)
     spans = settle(read_spans_of_run(db, row["run"]), calls)
     return RunDetail(run=_run(row), steps=steps, calls=calls, spans=spans)
 
@@ -138,6 +140,16 @@ def _step(row: dict[str, Any]) -> StepRow:
         cached_tokens=row["cached_tokens"],
         cost_nanos=row["cost_nanos"],
     )
+
+
+def _give_roles(steps: Sequence[StepRow], calls: Sequence[CallRow]) -> None:
+    """A step that was told of without a role has that of its calls, if they all have one."""
+    spoke: dict[str | None, set[str | None]] = {}
+    for call in calls:
+        spoke.setdefault(call.step, set()).add(call.role)
+    for step in steps:
+        if step.role is None and len(roles := spoke.get(step.step, set())) == 1:
+            (step.role,) = roles
 
 
 def _ended(row: dict[str, Any]) -> int | None:

@@ -237,7 +237,7 @@ def _count_call(run: RunRecord, call: CallStart, *, state: str) -> tuple[CallRec
     run.last_seq += 1
     step = None
     if call.step is not None:
-        step = run.step_named(call.step, parent=call.parent_step, role=call.role, started_us=call.started_us)
+        step = run.step_named(call.step, parent=call.parent_step, role=None, started_us=call.started_us)
     for sums in (run, step) if step else (run,):
         if sums.reported_state == "lost":  # it lives after all
             sums.reported_state = "running"
