@@ -21,7 +21,7 @@ FLEET = Fleet(
     roles=[
         AgentRole("researcher", models=["gpt-4o-mini", "gpt-4o"], budget="$10/day"),
         AgentRole("writer", models=["claude-3-5-sonnet-20241022"], budget="$10/day"),
-        AgentRole("guarded", models=["gpt-4o-mini"], guardrails=["prompt-injection-detect"]),
+        AgentRole("guarded", models=["gpt-4o-mini", "gpt-4o"], guardrails=["prompt-injection-detect"]),
     ],
 )
 

@@ -198,9 +198,7 @@ def published(fleet: Fleet, role: str = "researcher") -> Any:
     """The snippet of ADK's documentation, with nothing of this package in it."""
     from google.adk.models.lite_llm import LiteLlm  # which litellm's absence keeps from being imported
 
-    return LiteLlm(
-        model="openai/gpt-4o-mini", api_key=fleet[role].key.reveal(), api_base=fleet[role].base_url, num_retries=0
-    )
+    return LiteLlm(model="openai/gpt-4o", api_key=fleet[role].key.reveal(), api_base=fleet[role].base_url)
 
 
 def test_the_published_snippet_works_unmodified(fleet: Fleet, provider: ScriptedProvider):
