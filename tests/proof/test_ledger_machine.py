@@ -1,6 +1,6 @@
 """The stores against the model of a ledger, and the proof that the machine finds what it looks for.
 
-Dice play 5,000 runs of up to 80 steps on SQLite (30 to 40 ms of a core each) and 600 on PostgreSQL (180 ms of a core,
+Dice play 5,000 runs of up to 80 steps on SQLite (30 to 40 ms of a core each) and 300 on PostgreSQL (180 ms of a core,
 the server's share included); Hypothesis plays some more, to shorten what it finds. `make test-long` plays 100,000 and
 20,000.
 """
@@ -71,7 +71,7 @@ def two_gateways(url: str, make: Callable[[Any], Any] = lambda store: store) -> 
         the_loop().run_until_complete(postgres.stop())
 
 
-@pytest.mark.parametrize("played", seeds(600, 12, long=20_000))
+@pytest.mark.parametrize("played", seeds(300, 6, long=20_000))
 def test_postgres_is_the_model(postgres_url: str, played: range) -> None:
     """Two gateways on one database."""
     with two_gateways(postgres_url) as backend:
