@@ -39,7 +39,7 @@ def lock_of(lane: str) -> Path:
     return ROOT / ".ci" / f"requirements-lane-{lane}.txt"
 
 
-def tests_of(integration: str) -> Path:
+def folder_of(integration: str) -> Path:
     return ROOT / "tests" / "adapters" / "plain" if integration == "plain" else INTEGRATIONS / integration / "tests"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lanes import INTEGRATIONS, LANES, OPTIONS, ini_of, lock_of, run_suite, tests_of
+from lanes import INTEGRATIONS, LANES, OPTIONS, folder_of, ini_of, lock_of, run_suite
 
 pytestmark = pytest.mark.timeout(900)  # the first of a lane installs it
 
@@ -35,7 +35,7 @@ def rows_of(report: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("integration", "name"), PAIRS, ids=[f"{pair[0]}-{pair[1]}" for pair in PAIRS])
 def test_an_integration_in_its_lane(integration: str, name: str, lane: Callable[[str], Path], tmp_path: Path):
     """Its tests pass, some at least, each skip is explained, and its rows of the matrix are the committed ones."""
-    report, tests = tmp_path / "conformance.json", tests_of(integration)
+    report, tests = tmp_path / "conformance.json", folder_of(integration)
     environ = {"NEMO_CONFORMANCE_REPORT": str(report)}
     outcomes = run_suite(lane(name), ini_of(tests), tests, tmp_path, environ, *OPTIONS.get(name, ()))
     assert sum(map(len, outcomes.passed.values())), f"{integration} has no test that passed: {outcomes.said}"
@@ -62,7 +62,7 @@ def test_every_integration_has_a_lane_and_tests():
     """A folder with a project among the integrations is run somewhere, and what is to be run is there."""
     projects = {path.parent.name for path in INTEGRATIONS.glob("*/pyproject.toml")}
     assert projects | {"plain"} == {integration for integration, _ in PAIRS}
-    without = [integration for integration, _ in PAIRS if not list(tests_of(integration).glob("test_*.py"))]
+    without = [integration for integration, _ in PAIRS if not list(folder_of(integration).glob("test_*.py"))]
     assert without == []
 
 
