@@ -316,7 +316,7 @@ def admin(town, path, body):
     return answer.json()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trial(town):
     """A fleet with two budgets in all modes, rates of a model, and a run that limits in shadow mode let through."""
     further = [{"max_budget": 0.00001, "budget_duration": "1mo", "mode": "shadow", "alert_at": [0.5]}]
