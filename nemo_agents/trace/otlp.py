@@ -14,12 +14,24 @@ from typing import Any, Final, Literal
 
 from nemo_agents.trace.propagate import trace_id_of
 
-__all__ = ["AttributeValue", "SpanKind", "SpanRecord", "attributes", "encode_spans"]
+__all__ = [
+    "CLIENT",
+    "INTERNAL",
+    "AttributeValue",
+    "SpanKind",
+    "SpanRecord",
+    "encode_spans",
+    "export_request",
+    "gen_ai_of",
+    "status_of",
+    "written",
+]
 
 SpanKind = Literal["agent", "task", "tool", "chain", "retriever", "guardrail", "other"]
 AttributeValue = str | int | float | bool
 
-_INTERNAL: Final = 1
+INTERNAL: Final = 1
+CLIENT: Final = 3
 _OK: Final = 1
 _ERROR: Final = 2
 _INT64 = range(-(2**63), 2**63)
@@ -30,6 +42,7 @@ _GEN_AI: Final[Mapping[str, tuple[str, str | None]]] = {
     "retriever": ("retrieval", None),
     "guardrail": ("apply_guardrail", None),
 }
+_NAMED: Final = tuple(attribute for _, attribute in _GEN_AI.values() if attribute is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,33 +70,70 @@ class SpanRecord:
 def encode_spans(run_id: str, spans: Iterable[SpanRecord]) -> dict[str, Any]:
     """Return the export request for these spans of one run, as data for a JSON encoder."""
     trace_id = trace_id_of(run_id)
+    return export_request(run_id, [_span(trace_id, span) for span in spans])
+
+
+def export_request(run_id: str, spans: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the export request that these written spans of one run are in."""
     resource = {"service.name": "nemo-agents", "nemo.run.id": run_id}
-    scope_spans = {"scope": {"name": "nemo_agents"}, "spans": [_span(trace_id, span) for span in spans]}
-    return {"resourceSpans": [{"resource": {"attributes": attributes(resource)}, "scopeSpans": [scope_spans]}]}
+    scope_spans = {"scope": {"name": "nemo_agents"}, "spans": spans}
+    return {"resourceSpans": [{"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope_spans]}]}
+
+
+def written(
+    *,
+    trace_id: str,
+    span_id: str,
+    parent_id: str | None,
+    name: str,
+    kind: int = INTERNAL,
+    started_us: int,
+    ended_us: int,
+    facts: Mapping[str, AttributeValue | None],
+) -> dict[str, Any]:
+    """Write one span but for its status; facts that are None are left out, and no span ends before it starts."""
+    out: dict[str, Any] = {"traceId": trace_id, "spanId": span_id}
+    if parent_id is not None:
+        out["parentSpanId"] = parent_id
+    return out | {
+        "name": name,
+        "kind": kind,
+        "startTimeUnixNano": str(started_us * 1_000),
+        "endTimeUnixNano": str(max(started_us, ended_us) * 1_000),
+        "attributes": _attributes(facts),
+    }
+
+
+def status_of(error: str | None) -> dict[str, Any]:
+    """Write how a span ended; None: well."""
+    return {"code": _OK} if error is None else {"code": _ERROR, "message": error}
+
+
+def gen_ai_of(kind: str, name: str) -> tuple[str | None, dict[str, AttributeValue | None]]:
+    """Return OpenTelemetry's operation of a span of this kind, and by which attributes it has its name (or has not)."""
+    operation, mine = _GEN_AI.get(kind, (None, None))
+    return operation, {attribute: name if attribute == mine else None for attribute in _NAMED}
 
 
 def _span(trace_id: str, span: SpanRecord) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "traceId": trace_id,
-        "spanId": span.span_id,
-        "parentSpanId": span.parent_id,
-        "name": span.name,
-        "kind": _INTERNAL,
-        "startTimeUnixNano": str(span.started_us * 1_000),
-        "endTimeUnixNano": str(max(span.started_us, span.ended_us) * 1_000),
-        "attributes": attributes({**span.attributes, **_facts(span)}),
-    }
-    if span.error is not None:
-        out["status"] = {"code": _ERROR, "message": span.error}
-    elif span.request_id is None:
-        out["status"] = {"code": _OK}
+    out = written(
+        trace_id=trace_id,
+        span_id=span.span_id,
+        parent_id=span.parent_id,
+        name=span.name,
+        started_us=span.started_us,
+        ended_us=span.ended_us,
+        facts={**span.attributes, **_told(_facts(span))},
+    )
+    if span.error is not None or span.request_id is None:
+        out["status"] = status_of(span.error)
     return out
 
 
-def _facts(span: SpanRecord) -> dict[str, AttributeValue]:
+def _facts(span: SpanRecord) -> dict[str, AttributeValue | None]:
     """What the record says itself; it goes over attributes of the same name."""
-    operation, name_attribute = _GEN_AI.get(span.kind, (None, None))
-    facts: dict[str, AttributeValue | None] = {
+    operation, names = gen_ai_of(span.kind, span.name)
+    return {
         "nemo.span.kind": span.kind,
         "nemo.step.name": span.step,
         "nemo.role": span.role,
@@ -91,15 +141,16 @@ def _facts(span: SpanRecord) -> dict[str, AttributeValue]:
         "gen_ai.operation.name": operation,
         "input.value": span.input,
         "output.value": span.output,
+        **names,
     }
-    if name_attribute is not None:
-        facts[name_attribute] = span.name
+
+
+def _told(facts: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def attributes(values: Mapping[str, AttributeValue]) -> list[dict[str, Any]]:
-    """Write attributes as OTLP/JSON has them."""
-    return [{"key": name, "value": _value(value)} for name, value in values.items()]
+def _attributes(facts: Mapping[str, AttributeValue | None]) -> list[dict[str, Any]]:
+    return [{"key": name, "value": _value(value)} for name, value in _told(facts).items()]
 
 
 def _value(value: AttributeValue) -> dict[str, Any]:

@@ -15,23 +15,13 @@ from typing import Any, Final
 
 from nemo_agents.admin import wire
 from nemo_agents.money import NANOS_PER_DOLLAR
-from nemo_agents.trace.otlp import AttributeValue, attributes
+from nemo_agents.trace.otlp import CLIENT, INTERNAL, AttributeValue, export_request, gen_ai_of, status_of, written
 from nemo_agents.trace.propagate import trace_id_of
 from nemo_agents.viewer.verdict import PROBLEM_STATES, name_of
 
 __all__ = ["spans_of_run"]
 
-_INTERNAL: Final = 1
-_CLIENT: Final = 3
-_OK: Final = 1
-_ERROR: Final = 2
 _OPERATIONS: Final = {"/v1/embeddings": "embeddings", "/v1/completions": "text_completion"}
-_SPAN_OPERATIONS: Final = {
-    "agent": "invoke_agent",
-    "tool": "execute_tool",
-    "retriever": "retrieval",
-    "guardrail": "apply_guardrail",
-}
 
 _Attributes = Mapping[str, AttributeValue | None]
 
@@ -50,9 +40,7 @@ def spans_of_run(detail: wire.RunDetail, contents: Mapping[str, wire.CallContent
             tree.call(call, contents.get(call.request_id)),
             *(tree.attempt(call, row) for row in call.attempt_rows),
         ]
-    resource = {"service.name": "nemo-agents", "nemo.run.id": detail.run.run_id}
-    scope = {"scope": {"name": "nemo_agents"}, "spans": spans}
-    return {"resourceSpans": [{"resource": {"attributes": attributes(resource)}, "scopeSpans": [scope]}]}
+    return export_request(detail.run.run_id, spans)
 
 
 class _Tree:
@@ -107,11 +95,11 @@ class _Tree:
 
     def span(self, span: wire.SpanRow) -> dict[str, Any]:
         told = {key: value for key, value in span.attributes.items() if isinstance(value, str | int | float | bool)}
+        operation, names = gen_ai_of(span.kind, span.name)
         facts: _Attributes = {
             **told,
-            "gen_ai.operation.name": _SPAN_OPERATIONS.get(span.kind),
-            "gen_ai.agent.name": span.name if span.kind == "agent" else None,
-            "gen_ai.tool.name": span.name if span.kind == "tool" else None,
+            "gen_ai.operation.name": operation,
+            **names,
             "nemo.span.kind": span.kind,
             "nemo.role": span.role,
             "input.value": span.input,
@@ -154,7 +142,7 @@ class _Tree:
         name = f"{operation} {call.model_asked or call.endpoint}"
         times = (call.started_us, _end(call.started_us, call.latency_us))
         span_id = self._id("call", call.request_id)
-        made = self._made(span_id, parent, name, kind=_CLIENT, times=times, facts=facts, failed=failed)
+        made = self._made(span_id, parent, name, kind=CLIENT, times=times, facts=facts, failed=failed)
         if call.finish_reason is not None:
             reasons = {"arrayValue": {"values": [{"stringValue": call.finish_reason}]}}
             made["attributes"].append({"key": "gen_ai.response.finish_reasons", "value": reasons})
@@ -175,7 +163,7 @@ class _Tree:
         name = f"attempt {attempt.n} {attempt.model}"
         times = (attempt.started_us, _end(attempt.started_us, attempt.latency_us))
         return self._made(
-            span_id, self._id("call", call.request_id), name, kind=_CLIENT, times=times, facts=facts, failed=failed
+            span_id, self._id("call", call.request_id), name, kind=CLIENT, times=times, facts=facts, failed=failed
         )
 
     def _under(self, span_id: str | None, step: str | None) -> str:
@@ -192,24 +180,23 @@ class _Tree:
         parent: str | None,
         name: str,
         *,
-        kind: int = _INTERNAL,
+        kind: int = INTERNAL,
         times: tuple[int, int | None],
         facts: _Attributes,
         failed: str | None,
     ) -> dict[str, Any]:
-        start_us, end_us = times
-        made: dict[str, Any] = {"traceId": self._trace_id, "spanId": span_id}
-        if parent is not None:
-            made["parentSpanId"] = parent
-        ended_us = max(start_us, self._last_us if end_us is None else end_us)
-        return made | {
-            "name": name,
-            "kind": kind,
-            "startTimeUnixNano": str(start_us * 1_000),
-            "endTimeUnixNano": str(ended_us * 1_000),
-            "attributes": attributes({key: value for key, value in facts.items() if value is not None}),
-            "status": {"code": _OK} if failed is None else {"code": _ERROR, "message": failed},
-        }
+        started_us, ended_us = times
+        made = written(
+            trace_id=self._trace_id,
+            span_id=span_id,
+            parent_id=parent,
+            name=name,
+            kind=kind,
+            started_us=started_us,
+            ended_us=self._last_us if ended_us is None else ended_us,
+            facts=facts,
+        )
+        return made | {"status": status_of(failed)}
 
 
 def _end(start_us: int, took_us: int | None) -> int:
