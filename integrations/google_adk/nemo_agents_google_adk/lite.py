@@ -7,12 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from google.adk.models.lite_llm import LiteLlm, LiteLLMClient
-from google.adk.models.llm_request import LlmRequest
-from google.adk.models.llm_response import LlmResponse
 
 from nemo_agents.adapters import member_of, model_of
 from nemo_agents.errors import DeclarationError
-from nemo_agents_google_adk.calling import in_span
+from nemo_agents_google_adk.calling import OfTheGateway
 from nemo_agents_google_adk.errors import error_behind
 
 if TYPE_CHECKING:
@@ -39,22 +37,10 @@ _OF_THE_ROLE: Final = frozenset(
 )
 
 
-class GatewayLiteLlm(LiteLlm):
+class GatewayLiteLlm(OfTheGateway, LiteLlm):
     """ADK's `LiteLlm` with the key of a role; `role` is its name. The key is in the client alone."""
 
     role: str | None = None
-
-    async def generate_content_async(
-        self,
-        llm_request: LlmRequest,
-        stream: bool = False,  # noqa: FBT001, FBT002 - ADK's signature
-    ) -> AsyncGenerator[LlmResponse, None]:
-        """Ask the gateway; the call lies under the span of the agent that asks."""
-        async for answer in in_span(super().generate_content_async(llm_request, stream)):
-            yield answer
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GatewayLiteLlm:
-        return self.model_copy()
 
 
 class _GatewayClient(LiteLLMClient):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from google.adk.integrations.openai import OpenAILlm
-from google.adk.models.llm_request import LlmRequest
-from google.adk.models.llm_response import LlmResponse
 from openai import AsyncOpenAI
 from pydantic import Field
 
 from nemo_agents.adapters import member_of, model_of
 from nemo_agents.errors import DeclarationError
-from nemo_agents_google_adk.calling import in_span
+from nemo_agents_google_adk.calling import OfTheGateway
 
 if TYPE_CHECKING:
     from nemo_agents import AgentRole, Run, Step
@@ -24,7 +22,7 @@ __all__ = ["GatewayLlm", "make_model"]
 _OF_THE_ROLE: Final = frozenset({"api_key", "base_url", "client", "model", "role"})
 
 
-class GatewayLlm(OpenAILlm):
+class GatewayLlm(OfTheGateway, OpenAILlm):
     """ADK's `OpenAILlm` with the key of a role; `role` is its name.
 
     The client with the key in it is no part of what is shown, dumped or written down. A copy shares it, a deep copy
@@ -33,18 +31,6 @@ class GatewayLlm(OpenAILlm):
 
     client: AsyncOpenAI | None = Field(default=None, exclude=True, repr=False)
     role: str | None = None
-
-    async def generate_content_async(
-        self,
-        llm_request: LlmRequest,
-        stream: bool = False,  # noqa: FBT001, FBT002 - ADK's signature
-    ) -> AsyncGenerator[LlmResponse, None]:
-        """Ask the gateway; the call lies under the span of the agent that asks."""
-        async for answer in in_span(super().generate_content_async(llm_request, stream)):
-            yield answer
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GatewayLlm:
-        return self.model_copy()
 
 
 def make_model(
