@@ -250,7 +250,7 @@ def _lost(said: Sequence[_Said]) -> Iterator[_Found]:
         if before is None or before.kept is None or _end_us(before.row) > each.row.started_us:
             continue
         here = each.kept.prompt
-        common = [message for message in before.kept.prompt if message in here]
+        common = _in_common(before.kept.prompt, here)
         missing = len(before.kept.prompt) - len(common)
         if missing and any(_is_reply(message) for message in common):
             sentence = (
@@ -258,6 +258,11 @@ def _lost(said: Sequence[_Said]) -> Iterator[_Found]:
                 f"(call {before.row.seq}) {'are' if missing > 1 else 'is'} missing in its prompt"
             )
             yield _Found(kind="lost_context", weight=50, sentence=sentence, row=each.row)
+
+
+def _in_common(before: Sequence[Any], here: Sequence[Any]) -> list[Any]:
+    """Return the messages of a prompt that another has as well; most stand where they stood: it looks there first."""
+    return [said for at, said in enumerate(before) if (at < len(here) and here[at] == said) or said in here]
 
 
 def _is_reply(message: Any) -> bool:
