@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nemo_agents.errors import AdminError, NemoError
 
 if TYPE_CHECKING:
+    from nemo_agents.admin.calls import Call
     from nemo_agents.admin.wire import CallContent, RunDetail
     from nemo_agents.client import Client
 
-__all__ = ["find_run", "read_contents"]
+__all__ = ["ask_of_run", "find_run", "read_contents"]
+
+_T = TypeVar("_T")
 
 
 def find_run(client: Client, run_id: str) -> RunDetail:
     """Read one run by its id, a prefix, or `last`. Raises NemoError that says how to find the right id."""
     from nemo_agents.admin import observe
 
+    return ask_of_run(client, run_id, observe.run(run_id))
+
+
+def ask_of_run(client: Client, run_id: str, call: Call[_T]) -> _T:
+    """Ask something of one run that is named by its id, a prefix, or `last`; see `find_run`."""
     try:
-        return client.run(observe.run(run_id))
+        return client.run(call)
     except AdminError as error:
         if error.status != 404:
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_agents.cli.connect import admin_client, gateway_options
-from nemo_agents.cli.finding import find_run
+from nemo_agents.cli.finding import ask_of_run, find_run
 from nemo_agents.cli.output import STATE_STYLES, console, one_line, print_json, print_wrapped
 from nemo_agents.errors import ExitCode
 
@@ -34,9 +34,8 @@ def why_run(run_id: str, gateway_url: str | None, home: Path | None, *, good: st
     from nemo_agents.admin import observe
 
     with admin_client(gateway_url, home) as client:
-        run = find_run(client, run_id).run
         other = find_run(client, good).run.run_id if good is not None else None
-        answer = client.run(observe.why(run.run_id, fleet=run.fleet, good=other))
+        answer = ask_of_run(client, run_id, observe.why(run_id, good=other))
     if as_json:
         print_json(answer)
     else:

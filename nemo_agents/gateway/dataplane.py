@@ -37,7 +37,7 @@ from nemo_agents.policy.wires.checks import nested_too_deep
 from nemo_agents.policy.wires.messages import MESSAGES
 from nemo_agents.policy.wires.table import WIRES
 
-__all__ = ["DataPlane", "decode_headers"]
+__all__ = ["INTERNAL", "DataPlane", "decode_headers"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _LONG_TEXT_BYTES = 64 * 1024
@@ -81,8 +81,8 @@ class DataPlane:
             # The traceback goes to the log without the request: prompts and keys are in its locals, never in it.
             _log.exception("internal error", request_id=x.request_id)
             if not x.opened and x.grant is not None:
-                await self._log_refusal(x, _INTERNAL)
-            await self._answer_fault(x, _INTERNAL)
+                await self._log_refusal(x, INTERNAL)
+            await self._answer_fault(x, INTERNAL)
 
     async def _serve(self, x: Exchange, scope: MutableMapping[str, Any], receive: Receive) -> None:
         path: str = scope["path"]
@@ -420,7 +420,7 @@ _NO_RATES = Refusal(
     message="The gateway's rates cannot be counted now, and nothing is sent that is not. Try again shortly.",
     retry_after_ms=1_000,
 )
-_INTERNAL = Refusal(
+INTERNAL = Refusal(
     status=500,
     code=Code.INTERNAL_ERROR,
     message="The gateway failed on this request; its log names the cause under the request id.",

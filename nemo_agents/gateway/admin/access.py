@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nemo_agents.gateway.admin.faults import AdminFault, bad
-from nemo_agents.gateway.authentication import bearer
+from nemo_agents.gateway.authentication import bearer, fleet_refusal
 from nemo_agents.gateway.state import Gateway
 from nemo_agents.policy.keys import Grant
 from nemo_agents.policy.refusal import Refusal
@@ -88,9 +88,8 @@ def caller_of(gateway: Gateway, request: Request, access: Access) -> Caller:
         raise AdminFault(found.status, found.message, "auth_error")
     if access is Access.ADMIN:
         raise AdminFault(403, "A virtual key may not do this; it needs the admin key.", "auth_error")
-    fleet = gateway.fleet_of(found[0])
-    if fleet is not None and fleet.blocked:
-        raise AdminFault(403, f"The fleet {fleet.fleet} is blocked.", "auth_error")
+    if fleet_refusal(gateway, found[0]) is not None:
+        raise AdminFault(403, f"The fleet {found[0].fleet} is blocked.", "auth_error")
     return Caller(admin=False, grant=found[0])
 
 

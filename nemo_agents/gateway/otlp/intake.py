@@ -19,7 +19,7 @@ from nemo_agents.admin import headers as h
 from nemo_agents.errors import Code
 from nemo_agents.gateway.answers import Send, refusal_headers
 from nemo_agents.gateway.authentication import authenticate, bearer, fleet_refusal
-from nemo_agents.gateway.dataplane import decode_headers
+from nemo_agents.gateway.dataplane import INTERNAL, decode_headers
 from nemo_agents.gateway.otlp.faults import BadTraces
 from nemo_agents.gateway.otlp.jsonform import decode_json, json_answer
 from nemo_agents.gateway.otlp.protobuf import decode_protobuf, encode_answer, encode_status
@@ -96,7 +96,7 @@ class TraceIntake:
             refusal = _come_back("The gateway's store cannot write now. Send the spans again shortly.")
         except Exception:  # noqa: BLE001 - the last line of defence, as on the data plane
             _log.exception("internal error", request_id=request_id)
-            refusal = _INTERNAL
+            refusal = INTERNAL
         else:
             body = encode_answer(rejected, why) if protobuf else json_answer(rejected, why)
             await _answer(send, 200, body, {h.REQUEST_ID: request_id}, protobuf=protobuf)
@@ -303,8 +303,3 @@ def _come_back(message: str) -> Refusal:
 
 
 _WRONG_METHOD: Final = Refusal(status=405, code=Code.METHOD_NOT_ALLOWED, message=f"Use POST for {TRACES}.")
-_INTERNAL: Final = Refusal(
-    status=500,
-    code=Code.INTERNAL_ERROR,
-    message="The gateway failed on this request; its log names the cause under the request id.",
-)
