@@ -20,6 +20,7 @@ from nemo_agents.errors import (
     ErrorFacts,
     GatewayError,
     GatewayUnavailable,
+    GatewayUnreachable,
     GuardrailBlocked,
     KeyRejected,
     RateLimited,
@@ -40,6 +41,7 @@ __all__ = [
     "error_of_exception",
     "is_plain_exit",
     "is_stop",
+    "no_answer",
     "quotes",
     "shown",
     "stop_of",
@@ -174,6 +176,14 @@ def cost_of(headers: Mapping[str, str]) -> int | None:
         return parse_dollars(headers[h.REQUEST_COST])
     except (KeyError, ValueError):
         return None
+
+
+def no_answer(url: str, cause: object) -> GatewayUnreachable:
+    """Return the error of a gateway that cannot be reached; `cause` is what the HTTP library said."""
+    return GatewayUnreachable(
+        f"no answer from the gateway at {url}: {cause}. "
+        "Start it with `nemo-agents gateway`, or correct NEMO_GATEWAY_URL."
+    )
 
 
 def is_plain_exit(exc: BaseException) -> bool:

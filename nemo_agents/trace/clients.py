@@ -306,7 +306,4 @@ def _unreachable(url: str, exc: openai.APIConnectionError) -> NemoError:
             return cause
     if isinstance(exc, openai.APITimeoutError):
         return GatewayUnreachable(f"the gateway at {url} did not answer in time. Look at `nemo-agents status`.")
-    return GatewayUnreachable(
-        f"no answer from the gateway at {url}: {exc.__cause__ or exc}. "
-        "Start it with `nemo-agents gateway`, or correct NEMO_GATEWAY_URL."
-    )
+    return answers.no_answer(url, exc.__cause__ or exc)

@@ -16,9 +16,10 @@ from typing import Any, Final, Self
 
 import openai
 
-from nemo_agents.errors import GatewayUnreachable, NemoError
+from nemo_agents.errors import NemoError, RunEnded
 from nemo_agents.trace import answers, waiting
-from nemo_agents.trace.context import Place, here
+from nemo_agents.trace.connections import place_of
+from nemo_agents.trace.context import Place
 from nemo_agents.trace.member import Member
 from nemo_agents.trace.network import bare_tls
 
@@ -117,7 +118,7 @@ class _Attempts:
     """The attempts of one call: what came of the last, and whether there is another."""
 
     def __init__(self, retrying: Retrying, member: Member) -> None:
-        self._place = here() or retrying.made_at
+        self._made_at = retrying.made_at
         self._tries_left = retrying.max_retries
         self._lost = 0
         self._member = member
@@ -146,10 +147,7 @@ class _Attempts:
         if type(exc).__module__.partition(".")[0] not in _LIBRARIES:
             raise exc
         self._lost += 1
-        self._error = GatewayUnreachable(
-            f"no answer from the gateway at {self._member.base_url}: {exc or type(exc).__name__}. "
-            "Start it with `nemo-agents gateway`, or correct NEMO_GATEWAY_URL."
-        )
+        self._error = answers.no_answer(self._member.base_url, exc or type(exc).__name__)
         self._error.__cause__ = exc
         # After a time-out the gateway may be at work on the request: a second one would be paid for a second time.
         may_have_arrived = "Timeout" in type(exc).__name__ and "Connect" not in type(exc).__name__
@@ -173,7 +171,11 @@ class _Attempts:
         )
 
     def _left_s(self) -> float | None:
-        return None if self._place is None else self._place.left_s()
+        try:
+            place = place_of(self._member.gateway_url, self._made_at)
+        except RunEnded:  # meanwhile; the answer is told as it is, and nothing is sent again
+            return 0
+        return None if place is None else place.left_s()
 
 
 def _answer_class(request: Any) -> Any:

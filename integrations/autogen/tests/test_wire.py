@@ -9,7 +9,7 @@ import openai
 import pytest
 from nemo_agents_autogen.wire import AsyncKeyedHttp, KeyedHttp, Retrying
 
-from nemo_agents import AgentRole, Member
+from nemo_agents import AgentRole, Fleet, Member
 from nemo_agents.errors import BudgetExceeded, GatewayUnreachable, NemoError, RateLimited, UpstreamFailed
 from nemo_agents.secret import Secret
 from nemo_agents.testing import scripted_provider
@@ -148,3 +148,17 @@ def test_an_error_of_the_sdk_is_raised_as_it_is(provider, way):
     with pytest.raises(OverError):
         asker.ask()
     assert asker.waits == []
+
+
+def test_the_deadline_of_a_run_at_another_gateway_is_none_of_this_calls(provider, way, tmp_path):
+    """A wait is bounded by the step that the call belongs to, and it belongs to none of that run's."""
+    asker = Asker(provider.origin, way)
+    provider.fail(429, code="rate_limit_exceeded", retry_after_s=30)
+    declared = Fleet("crew", roles=[AgentRole("researcher", models=["swift"])])
+    with (
+        closed_port() as url,
+        declared.connect(url, home=tmp_path, environ={}).run("r") as run,
+        run.step("s", "researcher", timeout_s=5),
+    ):
+        asker.ask()
+    assert asker.waits == [30]
