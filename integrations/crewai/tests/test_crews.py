@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import World
 from crewai import LLM, Agent, Crew, Process, Task
 from crewai.events import crewai_event_bus
 from crewai.flow.flow import Flow, listen, start
 from crewai.tools import tool
 from nemo_agents_crewai import chat_model, tracer
 from pydantic import BaseModel
+from worlds import World
 
 from nemo_agents import BudgetExceeded, RunStopped
 from nemo_agents.trace.member import Member

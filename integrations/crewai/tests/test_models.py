@@ -7,11 +7,11 @@ import logging
 from copy import copy, deepcopy
 
 import pytest
-from conftest import World
 from crewai import LLM, Agent, Crew, Task
 from crewai.llms.providers.openai.completion import OpenAICompletion
 from nemo_agents_crewai import FRAMEWORK, chat_model, check_crew, embedder, refusals
 from nemo_agents_crewai.embedding import config as embedder_config
+from worlds import World
 
 from nemo_agents import AgentRole, BudgetExceeded, GuardrailBlocked
 from nemo_agents.adapters import ModelFacts

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from programs import EXAMPLES, gateway_with_the_crew, in_order, run_program
 
-from nemo_agents import Fleet
-from nemo_agents.testing import LocalGateway, running_gateway
+from nemo_agents.testing import LocalGateway
 
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 CREW, PIPELINE = EXAMPLES / "research_crew_google_adk.py", EXAMPLES / "mixed_pipeline.py"
 
 FRAMEWORKS = ("langchain", "crewai", "autogen_agentchat", "nemo_agents_langchain", "nemo_agents_crewai")
@@ -24,41 +20,19 @@ needs_all = pytest.mark.skipif(not HAS_ALL, reason="the mixed pipeline needs all
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGateway]:
-    home = tmp_path_factory.mktemp("example")
-    home.chmod(0o700)
-    with running_gateway(home) as started:
-        started.provision(Fleet.from_file(EXAMPLES / "research_crew" / "fleet.py"))
+    with gateway_with_the_crew(tmp_path_factory.mktemp("example")) as started:
         yield started
 
 
-def run_example(local: LocalGateway, example: Path, *arguments: str) -> str:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("NEMO_")}
-    done = subprocess.run(
-        [sys.executable, str(example), *arguments],
-        env={**environ, "NEMO_GATEWAY_URL": local.url, "NEMO_HOME": str(local.home)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def in_order(text: str, *words: str) -> bool:
-    places = [text.find(word) for word in words]
-    return places == sorted(places) and -1 not in places
-
-
 def test_the_crew_answers_and_shows_its_tree(local: LocalGateway):
-    printed = run_example(local, CREW, "What", "is", "a", "CRDT?")
+    printed = run_program(local, str(CREW), "What", "is", "a", "CRDT?")
     assert printed.startswith("ok: 5 calls, $")
     _, _, tree = printed.partition("\nOK: ")
     assert in_order(tree, "plan", "orchestrator", "research", "web_search", "write", "critique")
 
 
 def test_a_small_budget_stops_the_crew_with_what_it_has(local: LocalGateway):
-    printed = run_example(local, CREW, "--budget")
+    printed = run_program(local, str(CREW), "--budget")
     assert printed.startswith("stopped: ")
     assert "\nstopped by budget: " in printed
     assert "\nplan: [sandbox" in printed
@@ -67,7 +41,7 @@ def test_a_small_budget_stops_the_crew_with_what_it_has(local: LocalGateway):
 
 @needs_all
 def test_the_mixed_pipeline_is_one_run_of_four_frameworks(local: LocalGateway):
-    printed = run_example(local, PIPELINE, "What", "is", "a", "CRDT?")
+    printed = run_program(local, str(PIPELINE), "What", "is", "a", "CRDT?")
     assert "\nok: " in f"\n{printed}"  # crewAI may print a note of its own first
     _, _, tree = printed.partition("\nOK: ")
     assert in_order(tree, "plan", "research", "write", "critique")
@@ -75,7 +49,7 @@ def test_the_mixed_pipeline_is_one_run_of_four_frameworks(local: LocalGateway):
 
 @needs_all
 def test_a_small_budget_stops_the_mixed_pipeline_with_what_it_has(local: LocalGateway):
-    printed = run_example(local, PIPELINE, "--budget")
+    printed = run_program(local, str(PIPELINE), "--budget")
     assert printed.startswith("stopped: ")
     assert "\nstopped by budget: " in printed
     assert "\nplan: [sandbox" in printed

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pytest
+from worlds import World, make_world
 
-from nemo_agents import AgentRole, Fleet, Run
-from nemo_agents.admin import observe
+from nemo_agents import AgentRole
 from nemo_agents.admin.wire import RunDetail, SpanRow
-from nemo_agents.testing import LocalGateway, ScriptedProvider, running_gateway, scripted_provider
 
 MODELS = ("gpt-4o-mini", "gpt-5-pro", "a-writers-model", "text-embedding-3-small")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What a test plays with."""
-
-    provider: ScriptedProvider
-    gateway: LocalGateway
-    fleet: Fleet
-
-    def told(self, run: Run) -> RunDetail:
-        """What the gateway keeps about a run."""
-        with self.gateway.admin() as admin:
-            return admin.run(observe.run(run.id))
-
-    def bodies(self) -> list[dict]:
-        """What the provider was asked since the test began."""
-        return [received.body for received in self.provider.requests]
 
 
 def spans_by_name(detail: RunDetail) -> dict[str, SpanRow]:
@@ -42,20 +22,15 @@ def spans_by_name(detail: RunDetail) -> dict[str, SpanRow]:
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    fleet = Fleet(
-        "crew",
-        roles=[
-            AgentRole(
-                "researcher", models=["gpt-4o-mini", "gpt-5-pro"], budget="$5/day", tools=["web_search", "ask_writer"]
-            ),
-            AgentRole("writer", models=["a-writers-model"], budget="$5/day"),
-            AgentRole("embedder", models=["text-embedding-3-small"], budget="$5/day"),
-        ],
-    )
-    home = tmp_path_factory.mktemp("gateway")
-    home.chmod(0o700)
-    with scripted_provider() as provider, running_gateway(home, settings=provider.settings(*MODELS)) as gateway:
-        yield World(provider=provider, gateway=gateway, fleet=gateway.provision(fleet))
+    roles = [
+        AgentRole(
+            "researcher", models=["gpt-4o-mini", "gpt-5-pro"], budget="$5/day", tools=["web_search", "ask_writer"]
+        ),
+        AgentRole("writer", models=["a-writers-model"], budget="$5/day"),
+        AgentRole("embedder", models=["text-embedding-3-small"], budget="$5/day"),
+    ]
+    with make_world(tmp_path_factory.mktemp("gateway"), roles=roles, models=MODELS) as made:
+        yield made
 
 
 @pytest.fixture
