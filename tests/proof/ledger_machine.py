@@ -237,6 +237,11 @@ class LedgerMachine(RuleBasedStateMachine):
     async def both(awaitables: Sequence[Any]) -> list[Any]:
         return list(await asyncio.gather(*awaitables))
 
+    @staticmethod
+    async def all_of(awaitables: Sequence[Any]) -> list[Any]:
+        """Return what each gave or raised: of several that went wrong it is the first that tells why."""
+        return list(await asyncio.gather(*awaitables, return_exceptions=True))
+
     def model_copy(self) -> MemoryBooks:
         return MemoryBooks(
             ledger=self.model.ledger.copy(),
@@ -362,11 +367,13 @@ class LedgerMachine(RuleBasedStateMachine):
         """Take the answers that are due, and hold them against what the model said when they were asked for."""
         if self.pending:
             tasks = [task for task, _ in self.pending]
-            answers = self.do(self.both(tasks))
+            answers = self.do(self.all_of(tasks))
             expectations = [expected for _, expected in self.pending]
             self.pending.clear()
             for answer, expected in zip(answers, expectations, strict=True):
-                assert same(answer, expected), f"the store says {answer}, the model {expected}"
+                if not same(answer, expected):
+                    raised = answer if isinstance(answer, BaseException) else None
+                    raise AssertionError(f"the store says {answer!r}, the model {expected!r}") from raised
 
     def keys(self) -> list[Key]:
         return sorted(self.model.ledger.held)
